@@ -1,0 +1,67 @@
+"""Three hospitals, real CT and MR slices with seven organs (embedded data).
+
+    python train.py && python eval.py
+
+trains PPCMI-SF on 128x128 slices of three volumes of three patients and
+evaluates it within subjects. The privacy-agnostic U-Net on the pooled data:
+
+    python train.py --config=configs/abdomen.py:unet --workdir=runs/unet
+    python eval.py --config=configs/abdomen.py:unet --workdir=runs/unet
+
+What to expect from both is in the README.
+"""
+
+import ml_collections
+
+
+def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
+  """Returns the configuration of a method: 'ppcmi_sf' or 'unet'."""
+  config = ml_collections.ConfigDict()
+  config.method = method
+  config.seed = 0  # of initialisation, order and augmentation; not of secrets
+
+  # Data
+  config.dataset = 'abdomen'
+  config.dataset_options = {}
+  config.data_dir = ''  # tensorflow-datasets' default
+  config.image_size = 128
+  config.split = 'blocks'
+  config.test_fraction = 0.2
+  config.valid_fraction = 0.1
+  config.augment = {
+    'rotation_deg': 10.0,
+    'scale': 0.1,
+    'translation': 0.05,
+    'gamma': 0.2,
+    'gain': 0.1,
+  }
+
+  # Optimisation
+  config.batch_size = 16
+  config.learning_rate = 2e-3
+  config.schedule = 'cosine'
+  config.weight_decay = 1e-4
+  config.eval_every = 100
+  config.patience = 20  # validations
+
+  if method == 'unet':
+    config.unet_width = 16
+    config.unet_steps = 800
+    return config
+
+  # PPCMI-SF
+  config.official_losses = False
+  config.autoencoder_widths = (16, 32, 64, 128, 256)
+  config.skips = True
+  config.image_steps = 300
+  config.mask_steps = 450
+  config.latent_noise = 0.2
+  config.latent_mixing = 0.5
+  config.protection = 'klt'
+  config.wire_dtype = 'float16'
+  config.copies = 12  # augmented contributions of each pair, beside itself
+  config.mapping = 'fused_mapping'
+  config.mapping_options = {'widths': (96, 160, 256)}
+  config.standardise = True
+  config.mapping_steps = 600
+  return config

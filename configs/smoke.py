@@ -1,0 +1,29 @@
+"""Seconds, not results: tiny phantoms and networks, for tests.
+
+python train.py --config=configs/smoke.py --workdir=/tmp/smoke
+python eval.py --config=configs/smoke.py --workdir=/tmp/smoke
+"""
+
+import ml_collections
+
+from configs import phantom
+
+
+def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
+  """Returns the phantom configuration, made as small as it runs."""
+  config = phantom.get_config(method)
+  config.dataset_options = {'num_subjects': 15, 'size': 32}
+  config.image_size = 32
+  config.batch_size = 4
+  config.eval_every = 4
+  if method == 'unet':
+    config.unet_width = 4
+    config.unet_steps = 12
+    return config
+  config.autoencoder_widths = (4, 4, 8, 8, 8)
+  config.image_steps = 12
+  config.mask_steps = 12
+  config.copies = 1
+  config.mapping_options = {'widths': (8, 8, 8)}
+  config.mapping_steps = 12
+  return config

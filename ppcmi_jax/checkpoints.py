@@ -1,0 +1,99 @@
+"""Pytrees on disk by Orbax, with checksums and a fall-back.
+
+Orbax writes atomically, but a flipped byte in array data restores as wrong
+values without a word, and an unreadable latest step hides the good one before
+it. So every step carries a digest of its arrays, and `restore` walks back to
+the last step that is whole.
+"""
+
+import hashlib
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from absl import logging
+
+
+def digest(tree: Any) -> str:
+  """Returns the SHA-256, in hex, of a tree's paths, dtypes, shapes and bytes."""
+  sha = hashlib.sha256()
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    array = np.ascontiguousarray(leaf)
+    where = jax.tree_util.keystr(path)
+    sha.update(f'{where} {array.dtype} {array.shape}\n'.encode())
+    sha.update(array.tobytes())
+  return sha.hexdigest()
+
+
+class Checkpoints:
+  """The checkpoints of one task: `<directory>/<step>`, the newest two kept.
+
+  Args:
+    directory: created where it is missing.
+    warn: called with one line for each checkpoint that is passed over.
+  """
+
+  def __init__(
+    self,
+    directory: str | pathlib.Path,
+    *,
+    warn: Callable[[str], None] = logging.warning,
+  ):
+    self._directory = pathlib.Path(directory).absolute()
+    self._warn = warn
+    self._manager = ocp.CheckpointManager(
+      self._directory,
+      options=ocp.CheckpointManagerOptions(
+        max_to_keep=2, create=True, cleanup_tmp_directories=True
+      ),
+      item_names=('state', 'meta'),
+    )
+
+  def save(self, step: int, state: Any) -> None:
+    """Starts writing `state` as `step`; `close` or the next save waits for it."""
+    self._manager.save(
+      step,
+      args=ocp.args.Composite(
+        state=ocp.args.StandardSave(state),
+        meta=ocp.args.JsonSave({'sha256': digest(jax.device_get(state))}),
+      ),
+    )
+
+  def restore(self, like: Any) -> Any | None:
+    """Returns the newest whole state, or None where there is none.
+
+    A step that is truncated, altered or of another structure is reported by
+    `warn`, deleted and passed over.
+
+    Args:
+      like: a pytree of arrays or ShapeDtypeStructs of the state's structure.
+    """
+    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      try:
+        restored = self._manager.restore(
+          step,
+          args=ocp.args.Composite(
+            state=ocp.args.StandardRestore(abstract),
+            meta=ocp.args.JsonRestore(),
+          ),
+        )
+        if digest(jax.device_get(restored.state)) == restored.meta['sha256']:
+          return restored.state
+        reason = 'its arrays do not match their checksum'
+      except Exception as error:  # Orbax raises many kinds for damaged files
+        reason = f'{type(error).__name__}: {str(error).splitlines()[0][:200]}'
+      self._warn(
+        f'checkpoint {self._directory / str(step)} is damaged ({reason}); '
+        'falling back to the one before it'
+      )
+      self._manager.delete(step)
+    return None
+
+  def close(self) -> None:
+    """Waits for writes to end and releases the directory."""
+    self._manager.wait_until_finished()
+    self._manager.close()

@@ -1,0 +1,70 @@
+"""What train.py and eval.py share: flags, one-line errors, exit codes."""
+
+import os
+import pathlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import tensorflow_datasets as tfds
+from absl import app, flags, logging
+from ml_collections import config_flags
+
+_CONFIG = config_flags.DEFINE_config_file(
+  'config',
+  'configs/abdomen.py',
+  'Configuration file, with the method behind a colon: configs/abdomen.py:unet.'
+  ' Fields are overridden by --config.FIELD=VALUE.',
+)
+_WORKDIR = flags.DEFINE_string(
+  'workdir', 'runs/abdomen', 'Folder of the run: checkpoints, keys, results.'
+)
+
+
+def run(call: Callable[[Any, str], Any]) -> None:
+  """Parses the flags and calls `call(config, workdir)`.
+
+  Bad input (a ValueError of the library, an unusable flag or file, a full
+  disk) becomes one line on stderr and exit code 2; what was computed stays.
+  """
+  jax.config.config_with_absl()
+  app.run(lambda _: _run(call), flags_parser=_parse)
+
+
+def _run(call: Callable[[Any, str], Any]) -> None:
+  logging.set_verbosity(logging.WARNING)
+  tfds.disable_progress_bar()
+  _keep_compiled()
+  try:
+    call(_CONFIG.value, _WORKDIR.value)
+  except (ValueError, FloatingPointError, OSError) as error:
+    _fail(error)
+
+
+def _parse(argv: Sequence[str]) -> list[str]:
+  try:
+    rest = flags.FLAGS(argv)
+  except Exception as error:  # a configuration file may raise anything
+    _fail(error)
+  if len(rest) > 1:
+    _fail(
+      f'unexpected argument {rest[1]!r}; options are --config and --workdir'
+    )
+  return rest
+
+
+def _keep_compiled() -> None:
+  """Keeps compiled programs in the user's cache, so that a second start is fast."""
+  if jax.config.jax_compilation_cache_dir is None:
+    cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
+    jax.config.update(
+      'jax_compilation_cache_dir', str(pathlib.Path(cache) / 'ppcmi_jax')
+    )
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def _fail(error: Any) -> None:
+  line = ' '.join(str(error).split()) or type(error).__name__
+  print(f'{pathlib.Path(sys.argv[0]).name}: {line}', file=sys.stderr)
+  sys.exit(2)

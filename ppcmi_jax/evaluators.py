@@ -1,0 +1,269 @@
+"""Evaluators: score a predict function on examples, {metric: value}.
+
+`EVALUATORS` lists them by name. An evaluator knows nothing of networks: what
+it scores is a function from a batch to a batch, so the same code scores this
+method, a baseline, or a constant. `examples` is anything with the attributes
+
+* image: uint8, or float32 in [0, 1], [N, H, W, C];
+* mask: uint8 [N, H, W], indices into `class_names` (background first);
+* spacing_mm: float [N, 2], row then column;
+* subject, site, case: [N], names (text, bytes or numbers).
+
+Axes: N examples, B batch, H height, W width, C channels, K classes.
+
+>>> import types
+>>> examples = types.SimpleNamespace(
+...   image=np.zeros([2, 4, 4, 1], np.uint8),
+...   mask=np.eye(4, dtype=np.uint8)[None].repeat(2, axis=0),
+...   spacing_mm=np.ones([2, 2]),
+...   subject=['p1', 'p2'], site=['A', 'A'], case=['p1/0', 'p2/0'],
+... )
+>>> result = segmentation(
+...   lambda image: np.eye(4, dtype=np.uint8)[None].repeat(len(image), axis=0),
+...   examples, class_names=('background', 'organ'),
+... )
+>>> result['organ']['dice'], result['organ']['n'], result['mean']['hd95_mm']
+(1.0, 2, 0.0)
+"""
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ppcmi_jax import image_metrics, metrics
+
+Predict = Callable[[np.ndarray], ArrayLike]
+BATCH_SIZE = 16
+COUNTS = ('n', 'n_missed', 'n_spurious', 'n_empty')
+
+
+def segmentation(
+  predict: Predict,
+  examples: Any,
+  *,
+  class_names: Sequence[str],
+  batch_size: int = BATCH_SIZE,
+) -> dict[str, Any]:
+  """Scores the masks predicted from images.
+
+  Args:
+    predict: image float32 [B, H, W, C] in [0, 1] -> integer labels [B, H, W].
+      Every call gets the same B, so a compiled function compiles once; the
+      last batch is filled up by repeating its last example.
+    examples: the examples to score (module docstring).
+    class_names: K names, background first.
+    batch_size: B, less where there are fewer examples.
+
+  Returns:
+    A dict of
+    * each foreground class name: what `metrics.summarize` returns;
+    * 'mean': each metric's unweighted mean over the classes that the truth of
+      some example contains, 'n_classes' of them, and the counts summed over
+      all foreground classes, so that a class invented everywhere still shows;
+    * 'per_case': one JSON-able row for each example and foreground class,
+      example by example: index (into examples), case, subject, site, class,
+      the metrics (None where undefined), missed, spurious, empty.
+
+  Raises:
+    ValueError: no examples, images out of range, a mask or prediction of the
+      wrong shape or with labels outside the classes, class names that clash.
+  """
+  predicted = _in_batches(
+    lambda image: predict(_unit_range(image)),
+    np.asarray(examples.image),
+    batch_size=batch_size,
+  )
+  return _score_labels(predicted, examples, class_names=class_names)
+
+
+def mask_reconstruction(
+  predict: Predict,
+  examples: Any,
+  *,
+  class_names: Sequence[str],
+  batch_size: int = BATCH_SIZE,
+) -> dict[str, Any]:
+  """Scores masks that went through the mask autoencoder and back.
+
+  What it loses, no mapping network can win back: the method's ceiling.
+
+  Args:
+    predict: mask uint8 [B, H, W] -> integer labels [B, H, W].
+    examples: the examples to score (module docstring).
+    class_names: K names, background first.
+    batch_size: B, as in `segmentation`.
+
+  Returns:
+    What `segmentation` returns.
+
+  Raises:
+    ValueError: as `segmentation`.
+  """
+  masks = np.asarray(examples.mask)
+  predicted = _in_batches(predict, masks, batch_size=batch_size)
+  return _score_labels(predicted, examples, class_names=class_names)
+
+
+def shape_prior(
+  training_masks: ArrayLike, examples: Any, *, class_names: Sequence[str]
+) -> dict[str, Any]:
+  """Scores `metrics.fit_shape_prior`, which never looks at the image.
+
+  The floor: a segmentation is worth what it scores above this.
+
+  Args:
+    training_masks: uint8 [M, H, W], of the training split.
+    examples: the examples to score (module docstring).
+    class_names: K names, background first.
+
+  Returns:
+    What `segmentation` returns.
+
+  Raises:
+    ValueError: as `segmentation` and `metrics.fit_shape_prior`.
+  """
+  prior = metrics.fit_shape_prior(training_masks, len(class_names))
+  predicted = np.broadcast_to(prior, (len(examples.mask), *prior.shape))
+  return _score_labels(predicted, examples, class_names=class_names)
+
+
+def reconstruction(
+  predict: Predict, examples: Any, *, batch_size: int = BATCH_SIZE
+) -> dict[str, float]:
+  """Scores images that went through the image autoencoder and back.
+
+  Args:
+    predict: image float32 [B, H, W, C] in [0, 1] -> the same, floating point.
+    examples: the examples to score (module docstring).
+    batch_size: B, as in `segmentation`.
+
+  Returns:
+    'psnr_db' and 'ssim', means over the images, and their number 'n'.
+
+  Raises:
+    ValueError: no examples, or a prediction of the wrong shape or range.
+  """
+
+  def score(image):
+    truth = _unit_range(image)
+    prediction = np.asarray(predict(truth))
+    return np.stack(
+      [
+        image_metrics.psnr(prediction=prediction, truth=truth),
+        image_metrics.ssim(prediction=prediction, truth=truth),
+      ],
+      axis=-1,
+    )
+
+  scores = _in_batches(score, np.asarray(examples.image), batch_size=batch_size)
+  psnr_db, ssim = np.mean(scores, axis=0)
+  return {'psnr_db': float(psnr_db), 'ssim': float(ssim), 'n': len(scores)}
+
+
+# The first argument is what is scored: a predict function, but for
+# shape_prior the training masks.
+EVALUATORS = {
+  'segmentation': segmentation,
+  'reconstruction': reconstruction,
+  'mask_reconstruction': mask_reconstruction,
+  'shape_prior': shape_prior,
+}
+
+
+def _in_batches(
+  predict: Predict, inputs: np.ndarray, *, batch_size: int
+) -> np.ndarray:
+  """Applies predict to [N, ...] in batches of one shape."""
+  if batch_size < 1:
+    raise ValueError(f'batch_size must be at least 1, found {batch_size}')
+  num = len(inputs)
+  if not num:
+    raise ValueError('examples must hold at least one example, found none')
+  size = min(batch_size, num)
+  outputs = []
+  for start in range(0, num, size):
+    # Past the end the last example repeats: real data, then cut.
+    indices = np.minimum(np.arange(start, start + size), num - 1)
+    output = np.asarray(predict(inputs[indices]))
+    if output.shape[:1] != (size,):
+      raise ValueError(
+        f'predict must return {size} results for a batch of {size}, found '
+        f'an array of shape {list(output.shape)}'
+      )
+    outputs.append(output)
+  return np.concatenate(outputs)[:num]
+
+
+def _score_labels(
+  predicted: np.ndarray, examples: Any, *, class_names: Sequence[str]
+) -> dict[str, Any]:
+  """Scores labels [N, H, W]: the result that `segmentation` documents."""
+  class_names = list(class_names)
+  reserved = ['mean', 'per_case']
+  if len({*class_names, *reserved}) != len(class_names) + len(reserved):
+    raise ValueError(
+      f'class_names must be distinct and none of {reserved}, found '
+      f'{class_names}'
+    )
+  truth = np.asarray(examples.mask)
+  for name, labels in (('prediction', predicted), ('mask', truth)):
+    metrics.check_labels(labels, num_classes=len(class_names), name=name)
+  identity = {
+    name: _names(getattr(examples, name))
+    for name in ('case', 'subject', 'site')
+  }
+  result, present, rows = {}, [], []
+  for label, class_name in enumerate(class_names[1:], start=1):
+    scores = metrics.segmentation_scores(
+      prediction=predicted == label,
+      truth=truth == label,
+      spacing_mm=examples.spacing_mm,
+    )
+    result[class_name] = metrics.summarize(scores)
+    if np.any(truth == label):
+      present.append(class_name)
+    rows += [
+      {
+        'index': i,
+        **{name: values[i] for name, values in identity.items()},
+        'class': class_name,
+        **{name: _json_number(scores[name][i]) for name in metrics.MEANS},
+        **{name: bool(scores[name][i]) for name in metrics.FLAGS},
+      }
+      for i in range(len(truth))
+    ]
+  summaries = list(result.values())
+  mean = {
+    name: metrics.mean_defined([result[c][name] for c in present])
+    for name in metrics.MEANS
+  }
+  mean['n_classes'] = len(present)
+  mean |= {name: sum(summary[name] for summary in summaries) for name in COUNTS}
+  rows.sort(key=lambda row: row['index'])  # stable: classes keep their order
+  return {**result, 'mean': mean, 'per_case': rows}
+
+
+def _unit_range(image: ArrayLike) -> np.ndarray:
+  """Returns images as float32 in [0, 1]; uint8 is divided by 255."""
+  image = np.asarray(image)
+  if image.dtype == np.uint8:
+    return image.astype(np.float32) / 255
+  if not np.issubdtype(image.dtype, np.floating):
+    raise ValueError(
+      f'image must be uint8, or float in [0, 1], found {image.dtype}'
+    )
+  image_metrics.check_unit_range(image, name='image')
+  return image.astype(np.float32)
+
+
+def _names(values: ArrayLike) -> list[Any]:
+  """Returns names as plain str or numbers; tfds reads text back as bytes."""
+  values = np.asarray(values).tolist()
+  return [v.decode() if isinstance(v, bytes) else v for v in values]
+
+
+def _json_number(value: float) -> float | None:
+  return None if math.isnan(value) else float(value)

@@ -1,0 +1,331 @@
+"""A client's 256-bit secret: its key file, and the keys derived from it.
+
+One secret of 32 bytes, drawn from the operating system, is all that a client
+keeps. Every other key is derived from it by labels with HKDF-SHA256 (RFC 5869),
+so there is nothing else to store and no two purposes share a key:
+
+  function  output                    info of HKDF
+  --------  ------------------------  ------------------------------------------
+  derive    `length` bytes            'ppcmi_jax derive v1', labels...
+  prng_key  8 bytes, 2 big-endian     'ppcmi_jax prng_key v1', labels...
+            words of a threefry key
+  key_id    8 bytes, as hex; public   'ppcmi_jax key_id v1'
+
+Each string of the info is written as its length in bytes (4 bytes, big-endian)
+and its UTF-8 bytes, so different lists of labels never give the same info.
+
+A key file is one line of ASCII, mode 0600:
+
+  ppcmi_jax-key-v1 <secret, 64 hex digits> <key id, 16 hex digits>\\n
+
+The key id is computed from the secret and so catches truncation, corruption
+and editing. Messages and logs may name it; it tells nothing about the secret.
+Secrets never come from a seed of a config: `jax.random.key(seed)` keeps 32 bits
+of it. File modes are those of POSIX systems.
+
+  >>> import os
+  >>> import tempfile
+  >>> from ppcmi_jax import keyring
+  >>> with tempfile.TemporaryDirectory() as folder:
+  ...   path = os.path.join(folder, 'secrets', 'clinic-1.key')
+  ...   secret = keyring.create(path)
+  ...   keyring.load(path, key_id=keyring.key_id(secret)) == secret
+  True
+  >>> len(keyring.derive(secret, 'seal', 'query', 'image'))
+  32
+"""
+
+import contextlib
+import os
+import re
+import stat
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import numpy as np
+from cryptography.hazmat.primitives import hashes
+from cryptography.hazmat.primitives.kdf import hkdf
+
+SECRET_BYTES = 32
+FORMAT = 'ppcmi_jax-key-v1'
+MAX_DERIVED_BYTES = 255 * 32  # RFC 5869, section 2.3
+
+_LINE = re.compile(
+  rb'%s ([0-9a-f]{64}) ([0-9a-f]{16})\n' % re.escape(FORMAT.encode())
+)
+_KEY_ID = re.compile(r'[0-9a-f]{16}')
+_LINE_BYTES = len(FORMAT) + 1 + 64 + 1 + 16 + 1
+
+
+def create(path: str | os.PathLike[str]) -> bytes:
+  """Draws a new secret and writes its key file, which must not exist.
+
+  The line is written to a temporary file of mode 0600 beside `path`, synced,
+  and then linked to its name: after a crash there is no file at `path` or a
+  whole one (perhaps with a stray `.new-*` beside it, to be deleted). Of several
+  callers at once one succeeds. Missing folders get mode 0700.
+
+  Args:
+    path: the key file to make.
+
+  Returns:
+    The secret, 32 bytes from `os.urandom`.
+
+  Raises:
+    ValueError: if something is at `path` already or the file can't be written.
+  """
+  where = ascii(os.fspath(path))
+  secret = os.urandom(SECRET_BYTES)
+  line = f'{FORMAT} {secret.hex()} {key_id(secret)}\n'.encode()
+  try:
+    _write_new(os.fspath(path), line)
+  except FileExistsError:
+    todo = 'it is never overwritten: load it, or choose another path'
+    raise _error(where, 'no file', 'one', todo) from None
+  except (OSError, ValueError) as error:
+    todo = 'choose a folder you may write to, on a disk with hard links'
+    raise _error(where, 'to write a file', _reason(error), todo) from None
+  return secret
+
+
+def load(path: str | os.PathLike[str], *, key_id: str | None = None) -> bytes:
+  """Reads the secret of a key file.
+
+  Args:
+    path: a file that `create` wrote, open to its owner alone.
+    key_id: the key id to insist on, 16 lower-case hex digits; None takes any.
+
+  Returns:
+    The secret, 32 bytes.
+
+  Raises:
+    ValueError: if the file is missing, unreadable, open to group or others,
+      malformed, or holds another key, and for a `key_id` of another form. The
+      text never contains the secret.
+  """
+  where = ascii(os.fspath(path))
+  if key_id is not None and not _KEY_ID.fullmatch(str(key_id)):
+    # Not quoted: someone may have passed the secret itself.
+    todo = 'take it from keyring.key_id'
+    raise _error('key_id', '16 lower-case hex digits', 'another form', todo)
+  try:
+    line, mode = _read(os.fspath(path))
+  except FileNotFoundError:
+    todo = 'copy it here, or make one with keyring.create'
+    raise _error(where, 'a key file', 'nothing', todo) from None
+  except (OSError, ValueError) as error:
+    found, todo = _reason(error), 'check the path and who owns it'
+    raise _error(where, 'a readable key file', found, todo) from None
+  if mode & 0o077:
+    todo = 'run chmod 600 on it, and make a new key if others may have read it'
+    raise _error(where, 'mode 0600', f'{mode:04o}', todo)
+  match = _LINE.fullmatch(line)
+  todo = 'the file was damaged or edited: restore it from its backup'
+  if not match:
+    expected = f'one line of {_LINE_BYTES} bytes, {FORMAT!r}, secret, key id'
+    raise _error(where, expected, _malformation(line), todo)
+  secret, written = bytes.fromhex(match[1].decode()), match[2].decode()
+  found = _key_id(secret)
+  if written != found:
+    expected = f'a secret of key id {written}, as its line says'
+    raise _error(where, expected, f'one of {found}', todo)
+  if key_id not in (None, found):
+    todo = 'wrong key: use the file of the expected one'
+    raise _error(where, f'key id {key_id}', found, todo)
+  return secret
+
+
+def key_id(secret: bytes) -> str:
+  """Returns the public name of a secret, 16 hex digits.
+
+  Raises:
+    ValueError: for a secret that is not 32 bytes.
+  """
+  return _key_id(secret)
+
+
+def derive(
+  secret: bytes, *labels: str, length: int = 32, salt: bytes = b''
+) -> bytes:
+  """Derives a key by labels: HKDF-SHA256, the labels in its info.
+
+  HKDF's output for a smaller `length` begins that for a larger one: give keys
+  of different lengths different labels. HMAC pads short salts with zero bytes
+  (b'a' and b'a\\0' are one salt): use salts of one length.
+
+  Args:
+    secret: 32 bytes, from `create`, `load` or an earlier `derive`.
+    *labels: at least one string; ('ab', 'c') and ('a', 'bc') are different.
+    length: bytes to return, 1 to 8160.
+    salt: a public value such as a message's nonce.
+
+  Raises:
+    ValueError: for a secret that is not 32 bytes, no labels, labels that are
+      not strings of valid Unicode, a salt not of bytes or an unusable length.
+  """
+  return _hkdf(secret, _info('ppcmi_jax derive v1', labels), length, salt)
+
+
+def prng_key(secret: bytes, *labels: str) -> jax.Array:
+  """Derives a typed JAX PRNG key of shape () by labels.
+
+  Obfuscation-grade: a threefry2x32 key has 64 bits, which can be searched, and
+  JAX's generators promise no secrecy. It serves the transforms of `keyed` and
+  experiments. The key is the same in every release of JAX; what is drawn from
+  it need not be, so keep drawn secrets.
+
+  Args:
+    secret: 32 bytes.
+    *labels: at least one string, as for `derive`.
+
+  Raises:
+    ValueError: as `derive`.
+  """
+  bits = _hkdf(secret, _info('ppcmi_jax prng_key v1', labels), 8, b'')
+  words = np.frombuffer(bits, '>u4').astype(np.uint32)
+  return jax.random.wrap_key_data(words, impl='threefry2x32')
+
+
+def transform_secrets(
+  init: Callable[[Any, Any], Any],
+  secret: bytes,
+  client: str,
+  latents: Mapping[str, Mapping[str, Any]],
+) -> dict[str, Any]:
+  """Makes the secrets of a keyed transform, with a sub-key for each scale.
+
+  Both ends derive the same from the client's secret: the client to protect and
+  reveal, the server to undo and redo the protection.
+
+  Args:
+    init: the transform's `init` (`keyed.Transform`), given a tree of PRNG keys.
+    secret: 32 bytes.
+    client: the client's name, a label like the modality and the scale.
+    latents: {modality: {scale: array or ShapeDtypeStruct [B, h, w, C]}}.
+
+  Returns:
+    {modality: secret of the transform}.
+
+  Raises:
+    ValueError: as `derive`.
+  """
+  return {
+    modality: init(
+      {
+        scale: prng_key(secret, 'transform', client, modality, scale)
+        for scale in like
+      },
+      like,
+    )
+    for modality, like in latents.items()
+  }
+
+
+def _key_id(secret):
+  return _hkdf(secret, _encoded(['ppcmi_jax key_id v1']), 8, b'').hex()
+
+
+def _info(domain, labels):
+  todo = 'name the use of the key in plain text'
+  if not labels:
+    raise _error('labels', 'at least one', 'none', todo)
+  for label in labels:
+    if not isinstance(label, str):
+      raise _error('labels', 'strings', type(label).__name__, todo)
+  try:
+    return _encoded([domain, *labels])
+  except UnicodeEncodeError:
+    found = 'a lone surrogate'
+    raise _error('labels', 'valid Unicode', found, todo) from None
+
+
+def _encoded(strings):
+  texts = [string.encode('utf-8') for string in strings]
+  return b''.join(len(text).to_bytes(4, 'big') + text for text in texts)
+
+
+def _hkdf(secret, info, length, salt):
+  if not isinstance(secret, bytes) or not isinstance(salt, bytes):
+    found = f'{type(secret).__name__} and {type(salt).__name__}'
+    raise _error('secret and salt', 'bytes', found, 'convert them')
+  if len(secret) != SECRET_BYTES:
+    found, todo = f'{len(secret)}', 'use keyring.create or keyring.load'
+    raise _error('secret', f'{SECRET_BYTES} bytes', found, todo)
+  if type(length) is not int or not 1 <= length <= MAX_DERIVED_BYTES:
+    expected, todo = f'1 to {MAX_DERIVED_BYTES} bytes', 'derive several keys'
+    raise _error('length', expected, repr(length), todo)
+  return hkdf.HKDF(hashes.SHA256(), length, salt, info).derive(secret)
+
+
+def _write_new(path, line):
+  """Writes a whole file of mode 0600, or raises and leaves none."""
+  folder = os.path.dirname(os.path.abspath(path))
+  _make_folders(folder)
+  # A name of its own length: one longer than `path` might not be allowed.
+  temporary = os.path.join(folder, f'.new-{os.urandom(8).hex()}')
+  file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+  try:
+    with os.fdopen(file, 'wb') as stream:
+      os.fchmod(file, 0o600)  # whatever the umask left
+      stream.write(line)
+      stream.flush()
+      os.fsync(file)
+    os.link(temporary, path)  # unlike rename, refuses to replace
+  finally:
+    os.unlink(temporary)
+  _sync_folder(folder)
+
+
+def _make_folders(folder):
+  # os.makedirs would give intermediate folders the default mode.
+  if os.path.isdir(folder):
+    return
+  _make_folders(os.path.dirname(folder))
+  try:
+    os.mkdir(folder, 0o700)
+  except FileExistsError:
+    if not os.path.isdir(folder):
+      raise NotADirectoryError('a file where a folder should be') from None
+  _sync_folder(os.path.dirname(folder))
+
+
+def _sync_folder(folder):
+  # Some file systems can't sync folders; the key file itself is synced.
+  with contextlib.suppress(OSError):
+    file = os.open(folder, os.O_RDONLY)
+    try:
+      os.fsync(file)
+    finally:
+      os.close(file)
+
+
+def _read(path):
+  """Returns the first bytes of a regular file and its permission bits."""
+  # Without O_NONBLOCK opening a pipe would wait for a writer.
+  file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+  try:
+    mode = os.fstat(file).st_mode
+    if not stat.S_ISREG(mode):
+      raise ValueError('something that is no regular file')
+    return os.read(file, _LINE_BYTES + 1), stat.S_IMODE(mode)
+  finally:
+    os.close(file)
+
+
+def _malformation(line):
+  """Says what is wrong with a line without quoting it."""
+  if len(line) > _LINE_BYTES:
+    return 'more than that'
+  if len(line) < _LINE_BYTES:
+    return f'{len(line)} bytes'
+  return 'bytes of another form'
+
+
+def _reason(error):
+  text = getattr(error, 'strerror', None) or str(error)
+  return ' '.join(text.split())
+
+
+def _error(name, expected, found, todo):
+  return ValueError(f'{name}: expected {expected}, found {found}; {todo}')

@@ -1,0 +1,160 @@
+"""The autoencoder of images and of masks, with three latents (METHOD.md 2).
+
+An encoder halves the input five times; its last three stages are the latents
+of the method, a dict of names to arrays:
+
+    's3'  [B, H/8, W/8, widths[2]]
+    's4'  [B, H/16, W/16, widths[3]]
+    'b'   [B, H/32, W/32, widths[4]]
+
+A decoder doubles 'b' five times and takes 's4' and 's3' in on the way. Axes:
+B batch, H height, W width, C channels.
+
+  >>> import jax, jax.numpy as jnp
+  >>> model = Autoencoder(channels=1, widths=(4, 4, 8, 8, 16))
+  >>> x = jnp.zeros((2, 32, 32, 1))
+  >>> variables = model.init(jax.random.key(0), x, train=False)
+  >>> latents = model.apply(variables, x, train=False, method='encode')
+  >>> {name: z.shape for name, z in sorted(latents.items())}
+  {'b': (2, 1, 1, 16), 's3': (2, 4, 4, 8), 's4': (2, 2, 2, 8)}
+"""
+
+from collections.abc import Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+STRIDE = 32  # five stages of stride 2
+
+
+def upsample(x: jax.Array) -> jax.Array:
+  """Doubles height and width of [B, H, W, C] bilinearly (half-pixel centres)."""
+  batch, height, width, channels = x.shape
+  return jax.image.resize(
+    x, (batch, 2 * height, 2 * width, channels), method='bilinear'
+  )
+
+
+class ConvBatchNormRelu(nn.Module):
+  """3x3 convolution without bias, BatchNorm, ReLU.
+
+  Attributes:
+    features: output channels.
+    strides: spatial stride; the padding is one pixel on every side.
+    axis_name: pmap axis over which batch statistics are averaged, or None.
+  """
+
+  features: int
+  strides: int = 1
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    x = nn.Conv(
+      self.features,
+      (3, 3),
+      strides=self.strides,
+      padding=1,
+      use_bias=False,
+      name='conv',
+    )(x)
+    x = nn.BatchNorm(
+      use_running_average=not train,
+      momentum=0.9,
+      epsilon=1e-5,
+      axis_name=self.axis_name,
+      name='norm',
+    )(x)
+    return nn.relu(x)
+
+
+class Encoder(nn.Module):
+  """Maps [B, H, W, C] to the latents s3, s4 and b; H and W divisible by 32."""
+
+  widths: Sequence[int] = (16, 32, 64, 128, 256)
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+    if x.ndim != 4 or x.shape[1] % STRIDE or x.shape[2] % STRIDE:
+      raise ValueError(
+        f'image: expected [B, H, W, C] with H and W divisible by {STRIDE}, '
+        f'found shape {x.shape}; resize or pad the images first'
+      )
+    stages = []
+    for i, width in enumerate(self.widths):
+      x = ConvBatchNormRelu(
+        width, strides=2, axis_name=self.axis_name, name=f'stage{i + 1}'
+      )(x, train=train)
+      stages.append(x)
+    return {'s3': stages[2], 's4': stages[3], 'b': stages[4]}
+
+
+class Decoder(nn.Module):
+  """Maps the latents s3, s4 and b to logits [B, H, W, channels].
+
+  Attributes:
+    channels: output channels (of the image, or the number of classes).
+    widths: the encoder's stage widths, mirrored here.
+    skips: whether s4 and s3 are concatenated on the way up.
+    axis_name: pmap axis over which batch statistics are averaged, or None.
+  """
+
+  channels: int
+  widths: Sequence[int] = (16, 32, 64, 128, 256)
+  skips: bool = True
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(
+    self, latents: Mapping[str, jax.Array], *, train: bool
+  ) -> jax.Array:
+    skips = {1: latents['s4'], 2: latents['s3']} if self.skips else {}
+    x = latents['b']
+    for i, width in enumerate((*self.widths[3::-1],), start=1):
+      x = ConvBatchNormRelu(width, axis_name=self.axis_name, name=f'up{i}')(
+        upsample(x), train=train
+      )
+      if i in skips:
+        x = jnp.concatenate([x, skips[i]], axis=-1)
+    return nn.Conv(self.channels, (3, 3), padding=1, name='out')(upsample(x))
+
+
+class Autoencoder(nn.Module):
+  """Encoder and decoder of one client and one modality.
+
+  Official sizes are the defaults: 877,859 parameters with 3 channels, 877,281
+  with 1 (METHOD.md section 2).
+
+  Attributes:
+    channels: channels in and out (1 or 3 for images, classes for masks).
+    widths: channels of the five encoder stages.
+    skips: whether the decoder takes s4 and s3 in.
+    axis_name: pmap axis over which batch statistics are averaged, or None.
+  """
+
+  channels: int = 3
+  widths: Sequence[int] = (16, 32, 64, 128, 256)
+  skips: bool = True
+  axis_name: str | None = None
+
+  def setup(self):
+    self.encoder = Encoder(self.widths, self.axis_name)
+    self.decoder = Decoder(
+      self.channels, self.widths, self.skips, self.axis_name
+    )
+
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    """Returns the logits [B, H, W, channels] of the input's reconstruction."""
+    return self.decode(self.encode(x, train=train), train=train)
+
+  def encode(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
+    """Returns the latents of x [B, H, W, channels], scaled to [0, 1]."""
+    return self.encoder(x, train=train)
+
+  def decode(
+    self, latents: Mapping[str, jax.Array], *, train: bool
+  ) -> jax.Array:
+    """Returns logits [B, H, W, channels] of latents."""
+    return self.decoder(latents, train=train)

@@ -1,0 +1,178 @@
+"""The unified mapping network as published: three blind blocks, one a scale.
+
+It maps image latents to mask latents (METHOD.md section 2). Each block sees
+its own scale only; `fused.FusedMapping` lets the scales speak to each other.
+
+Latents are a dict {'s3', 's4', 'b'} of [B, H, W, C] arrays, in and out of the
+same shapes.
+"""
+
+from collections.abc import Mapping
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+POOL_SIZES = (1, 3, 5, 7)
+
+
+def pooling_matrix(size: int, length: int) -> jax.Array:
+  """Returns the [size, length] matrix of adaptive average pooling.
+
+  Row i averages positions floor(i length / size) to ceil((i+1) length / size),
+  so it is defined for a size larger than the length, too.
+  """
+  i = jnp.arange(size)[:, None]
+  j = jnp.arange(length)[None]
+  start, stop = i * length // size, -(-(i + 1) * length // size)
+  inside = (j >= start) & (j < stop)
+  return inside / jnp.sum(inside, axis=1, keepdims=True)
+
+
+def _resize(x: jax.Array, height: int, width: int) -> jax.Array:
+  if x.shape[1:3] == (height, width):
+    return x
+  shape = (x.shape[0], height, width, x.shape[3])
+  return jax.image.resize(x, shape, method='bilinear')
+
+
+class PyramidPooling(nn.Module):
+  """Pyramid pooling: four branches of context beside the input.
+
+  Attributes:
+    features: output channels; a branch has an eighth of the input's.
+    pooling: 'pyramid' averages adaptively to 1, 3, 5 and 7 cells a side, as
+      published; 'official' takes the global mean in all four branches, as
+      the official code does (METHOD.md section 3).
+    axis_name: pmap axis over which batch statistics are averaged, or None.
+  """
+
+  features: int
+  pooling: str = 'pyramid'
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    if self.pooling not in ('pyramid', 'official'):
+      raise ValueError(
+        f"pooling: expected 'pyramid' or 'official', found {self.pooling!r}"
+      )
+    height, width, channels = x.shape[1:]
+
+    def conv_norm_relu(x, features, name):
+      x = nn.Conv(features, (1, 1), use_bias=False, name=f'{name}_conv')(x)
+      x = nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        axis_name=self.axis_name,
+        name=f'{name}_norm',
+      )(x)
+      return nn.relu(x)
+
+    branches = [x]
+    for i, size in enumerate(POOL_SIZES):
+      size = size if self.pooling == 'pyramid' else 1
+      pooled = jnp.einsum(
+        'ph,bhwc,qw->bpqc',
+        pooling_matrix(size, height),
+        x,
+        pooling_matrix(size, width),
+      )
+      pooled = conv_norm_relu(pooled, max(channels // 8, 1), f'branch{i}')
+      branches.append(_resize(pooled, height, width))
+    return conv_norm_relu(
+      jnp.concatenate(branches, axis=-1), self.features, 'final'
+    )
+
+
+class MappingBlock(nn.Module):
+  """Maps the latent of one scale [B, H, W, C] to another of the same shape.
+
+  It pools while both sides are even, at most three times, so any size works
+  (the official code needs three poolings of the smallest latent).
+  """
+
+  width: float = 1.0
+  pooling: str = 'pyramid'
+  relu: bool = True
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    channels = x.shape[-1]
+    scaled = lambda features: max(8, round(features * self.width))
+
+    def conv(x, features, name):
+      x = nn.Conv(scaled(features), (3, 3), padding=1, name=f'{name}_conv')(x)
+      x = nn.leaky_relu(x, 0.1)
+      return nn.BatchNorm(
+        use_running_average=not train,
+        momentum=0.9,
+        epsilon=1e-5,
+        axis_name=self.axis_name,
+        name=f'{name}_norm',
+      )(x)
+
+    def dropout(x):
+      return nn.Dropout(0.2, broadcast_dims=(1, 2), deterministic=not train)(x)
+
+    def pyramid(x, name):
+      return PyramidPooling(
+        scaled(512), self.pooling, self.axis_name, name=name
+      )(x, train=train)
+
+    def pool(x):
+      even = x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0
+      return nn.max_pool(x, (2, 2), strides=(2, 2)) if even else x
+
+    def join(x, skip):
+      x = _resize(x, skip.shape[1], skip.shape[2])
+      return jnp.concatenate([x, skip], axis=-1)
+
+    x = conv(x, 128, 'c1')
+    x = conv(x, 256, 'c2')
+    x = dropout(conv(x, 512, 'c3'))
+    x = conv(pyramid(x, 'ppm1'), 512, 'c4')
+    x = dropout(conv(x, 1024, 'c5'))
+    d1 = conv(pool(x), 256, 'd1')
+    d2 = conv(pool(d1), 128, 'd2')
+    d3 = conv(pool(d2), 64, 'd3')
+    u1 = dropout(conv(join(d3, d2), 128, 'u1'))
+    u2 = dropout(conv(join(u1, d1), 256, 'u2'))
+    u3 = pyramid(conv(join(u2, x), 512, 'u3'), 'ppm2')
+    out = nn.Conv(channels, (1, 1), name='out')(u3)
+    return nn.relu(out) if self.relu else out
+
+
+class MappingNetwork(nn.Module):
+  """Maps image latents to mask latents, one independent block a scale.
+
+  Attributes:
+    width: multiplier of all inner channels; 1 is the published size (58.79 M
+      parameters with the autoencoders' default widths).
+    pooling: 'pyramid' or 'official', see PyramidPooling.
+    relu: whether outputs end in a ReLU, as published; off where latents are
+      standardised and the caller applies it after undoing that.
+    axis_name: pmap axis over which batch statistics are averaged, or None.
+  """
+
+  width: float = 1.0
+  pooling: str = 'pyramid'
+  relu: bool = True
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(
+    self, latents: Mapping[str, jax.Array], *, train: bool
+  ) -> dict[str, jax.Array]:
+    return {
+      name: MappingBlock(
+        self.width,
+        self.pooling,
+        self.relu,
+        self.axis_name,
+        name=f'block_{name}',
+      )(latents[name], train=train)
+      for name in sorted(latents)
+    }

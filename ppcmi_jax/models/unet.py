@@ -1,0 +1,52 @@
+"""U-Net, the privacy-agnostic baseline (Ronneberger et al., MICCAI 2015).
+
+Padded convolutions with BatchNorm, as METHOD.md section 5 describes it.
+"""
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+
+class UNet(nn.Module):
+  """Maps images [B, H, W, C] to logits [B, H, W, num_classes].
+
+  Attributes:
+    num_classes: output channels.
+    width: channels of the first level; a level doubles them. 64 is the
+      published size (31.04 M parameters with 3 channels in and out).
+    depth: poolings; H and W must be divisible by 2 ** depth.
+    axis_name: pmap axis over which batch statistics are averaged, or None.
+  """
+
+  num_classes: int
+  width: int = 64
+  depth: int = 4
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    def double_conv(x, features, name):
+      for i in (1, 2):
+        x = nn.Conv(features, (3, 3), padding=1, name=f'{name}_conv{i}')(x)
+        x = nn.BatchNorm(
+          use_running_average=not train,
+          momentum=0.9,
+          epsilon=1e-5,
+          axis_name=self.axis_name,
+          name=f'{name}_norm{i}',
+        )(x)
+        x = nn.relu(x)
+      return x
+
+    skips = []
+    for i in range(self.depth):
+      x = double_conv(x, self.width * 2**i, f'down{i}')
+      skips.append(x)
+      x = nn.max_pool(x, (2, 2), strides=(2, 2))
+    x = double_conv(x, self.width * 2**self.depth, 'bottom')
+    for i, skip in reversed(list(enumerate(skips))):
+      features = self.width * 2**i
+      x = nn.ConvTranspose(features, (2, 2), strides=(2, 2), name=f'up{i}')(x)
+      x = double_conv(jnp.concatenate([skip, x], -1), features, f'up{i}_double')
+    return nn.Conv(self.num_classes, (1, 1), name='out')(x)

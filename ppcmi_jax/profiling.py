@@ -1,0 +1,66 @@
+"""Timing of a query, stage by stage, as a user waits for it.
+
+>>> timings = profile([('double', lambda x: 2 * x)], 21, repeats=3, warmup=0)
+>>> list(timings), timings['total']['p90_ms'] >= timings['total']['p50_ms']
+(['double', 'total'], True)
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+
+def profile(
+  stages: Sequence[tuple[str, Callable[[Any], Any]]],
+  query: Any = None,
+  *,
+  repeats: int = 50,
+  warmup: int = 5,
+) -> dict[str, dict[str, float]]:
+  """Times the stages of one query, such as protect, respond, reveal.
+
+  Args:
+    stages: (name, function) in order; each function gets the result of the
+      one before. A stage ends when the arrays in its result are computed.
+    query: what the first function gets.
+    repeats: queries to time.
+    warmup: queries before those, for compilation; not counted.
+
+  Returns:
+    For each stage, and for 'total' of a whole query: wall-clock 'p50_ms' and
+    'p90_ms' over the repeats. The p50 of stages need not add up to the total's.
+
+  Raises:
+    ValueError: no stages, names that repeat or are 'total', repeats below 1,
+      or warmup below 0.
+  """
+  names = [name for name, _ in stages]
+  if not names or len({*names, 'total'}) != len(names) + 1:
+    raise ValueError(
+      f"stages must have distinct names other than 'total', found {names}"
+    )
+  if repeats < 1 or warmup < 0:
+    raise ValueError(
+      'profile needs repeats of at least 1 and warmup of at least 0, found '
+      f'{repeats} and {warmup}'
+    )
+  stamps = np.zeros((warmup + repeats, len(names) + 1))
+  for i in range(len(stamps)):
+    value = jax.block_until_ready(query)
+    stamps[i, 0] = time.perf_counter()
+    for j, (_, function) in enumerate(stages, start=1):
+      value = jax.block_until_ready(function(value))
+      stamps[i, j] = time.perf_counter()
+  stamps = stamps[warmup:] * 1e3
+  durations = dict(zip(names, np.diff(stamps, axis=1).T))
+  durations['total'] = stamps[:, -1] - stamps[:, 0]
+  return {
+    name: {
+      'p50_ms': float(np.percentile(duration, 50)),
+      'p90_ms': float(np.percentile(duration, 90)),
+    }
+    for name, duration in durations.items()
+  }

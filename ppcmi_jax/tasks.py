@@ -1,0 +1,317 @@
+"""What is learnt: reconstruction, mapping and segmentation as pure functions.
+
+A task is three functions; its state is a dict of variables outside it.
+
+    init(key, batch) -> variables        {'params': ..., and other collections}
+    loss(variables, batch, key, train) -> loss, (metrics, variables)
+    predict(variables, inputs) -> outputs
+
+`loss` consumes `key` (augmentation, noise, dropout) only where `train` is
+true, and returns the variables with updated batch statistics. A batch is a
+dict of arrays with a leading axis B; 'slot' [B] int32 numbers its examples, so
+that an example's randomness does not depend on how devices share a batch.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from ppcmi_jax import augmentation, losses
+
+Variables = Mapping[str, Any]
+
+
+class Task(NamedTuple):
+  """A learnable task; see the module's docstring for the three signatures."""
+
+  init: Callable[..., Variables]
+  loss: Callable[..., tuple[jax.Array, tuple[dict, Variables]]]
+  predict: Callable[..., Any]
+
+
+def unit_image(image: jax.Array) -> jax.Array:
+  """Returns an image as float32 in [0, 1], from uint8 or float."""
+  if jnp.issubdtype(image.dtype, jnp.integer):
+    return image.astype(jnp.float32) / 255
+  return image.astype(jnp.float32)
+
+
+def _apply(model, variables, *args, key, train, **kwargs):
+  """Applies a model and returns (outputs, variables with new statistics)."""
+  if not train:
+    return model.apply(variables, *args, train=False, **kwargs), variables
+  outputs, updates = model.apply(
+    variables,
+    *args,
+    train=True,
+    rngs={'dropout': key},
+    mutable=['batch_stats'],
+    **kwargs,
+  )
+  return outputs, {**variables, **updates}
+
+
+def _keys(key, batch, count):
+  """Returns a key for augmentation, and others that differ by device."""
+  if 'slot' not in batch:  # validation draws nothing
+    return (key,) * count
+  first, *rest = jax.random.split(key, count)
+  return first, *(jax.random.fold_in(k, batch['slot'][0]) for k in rest)
+
+
+def _augmented(batch, key, train, options):
+  """Returns image [B, H, W, C] in [0, 1] and mask [B, H, W] of a batch."""
+  image, mask = unit_image(batch['image']), batch['mask']
+  if train and options:
+    keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch['slot'])
+    image, mask = augmentation.augment(keys, image, mask, **options)
+  return image, mask
+
+
+def image_reconstruction(
+  model: nn.Module, *, official: bool = False, augment: Mapping | None = None
+) -> Task:
+  """Learns to reconstruct images (METHOD.md section 2, step 1).
+
+  Args:
+    model: an Autoencoder of the image's channels.
+    official: whether to use the official code's loss.
+    augment: keyword arguments of `augmentation.augment`, or None.
+  """
+  loss_fn = (
+    losses.official_reconstruction if official else losses.image_reconstruction
+  )
+
+  def init(key, batch):
+    return model.init(key, unit_image(batch['image'][:1]), train=False)
+
+  def loss(variables, batch, key, train):
+    augment_key, dropout_key = _keys(key, batch, 2)
+    image, _ = _augmented(batch, augment_key, train, augment)
+    logits, variables = _apply(
+      model, variables, image, key=dropout_key, train=train
+    )
+    value = loss_fn(logits=logits, labels=image)
+    return value, ({'loss': value}, variables)
+
+  def predict(variables, image):
+    logits = model.apply(variables, unit_image(image), train=False)
+    return jax.nn.sigmoid(logits)
+
+  return Task(init, loss, predict)
+
+
+def mask_reconstruction(
+  model: nn.Module,
+  *,
+  num_classes: int,
+  official: bool = False,
+  augment: Mapping | None = None,
+  latent_noise: float = 0.0,
+  latent_mixing: float = 0.0,
+) -> Task:
+  """Learns to reconstruct masks (METHOD.md section 2, step 1).
+
+  The server's answer is never exactly a mask's latent: trained on squared
+  errors, it is near the mean of the latents that are possible. So the decoder
+  is trained on what it will meet: latents with noise, and latents mixed with
+  those of another mask of the batch, which it is to decode to the mixture of
+  the two masks.
+
+  Args:
+    model: an Autoencoder with num_classes channels.
+    num_classes: classes K, background included.
+    official: whether to use the official code's loss.
+    augment: keyword arguments of `augmentation.augment`, or None.
+    latent_noise: standard deviation of the noise on latents, relative to that
+      of each channel.
+    latent_mixing: largest weight of the other mask, 0 (off) to 0.5.
+  """
+
+  def init(key, batch):
+    one_hot = jax.nn.one_hot(batch['mask'][:1], num_classes)
+    return model.init(key, one_hot, train=False)
+
+  def loss(variables, batch, key, train):
+    augment_key, noise_key, mix_key, dropout_key = _keys(key, batch, 4)
+    _, mask = _augmented(batch, augment_key, train, augment)
+    labels = jax.nn.one_hot(mask, num_classes)
+    latents, variables = _apply(
+      model, variables, labels, key=dropout_key, train=train, method='encode'
+    )
+    if train and latent_mixing:
+      shape = (labels.shape[0], 1, 1, 1)
+      weight = latent_mixing * jax.random.uniform(mix_key, shape)
+      mix = lambda x: (1 - weight) * x + weight * jnp.roll(x, 1, axis=0)
+      latents, labels = jax.tree.map(mix, (latents, labels))
+    if train and latent_noise:
+      noise_keys = dict(
+        zip(sorted(latents), jax.random.split(noise_key, len(latents)))
+      )
+      for name, z in latents.items():
+        std = jax.lax.stop_gradient(jnp.std(z, axis=(0, 1, 2)))
+        noise = jax.random.normal(noise_keys[name], z.shape)
+        latents[name] = z + latent_noise * std * noise
+    logits, variables = _apply(
+      model, variables, latents, key=dropout_key, train=train, method='decode'
+    )
+    loss_fn = (
+      losses.official_reconstruction if official else losses.segmentation
+    )
+    value = loss_fn(logits=logits, labels=labels)
+    return value, ({'loss': value}, variables)
+
+  def predict(variables, mask):
+    one_hot = jax.nn.one_hot(mask, num_classes)
+    logits = model.apply(variables, one_hot, train=False)
+    return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+
+  return Task(init, loss, predict)
+
+
+class Statistics(NamedTuple):
+  """Mean and standard deviation of latents: dicts {scale: [N clients, C]}."""
+
+  mean: Mapping[str, jax.Array]
+  std: Mapping[str, jax.Array]
+
+  @classmethod
+  def of(cls, latents, client, num_clients):
+    """Returns the statistics of latents {scale: [M, h, w, C]} of clients [M].
+
+    A hundredth of a client's overall deviation is added to each channel's, so
+    that a channel that is nearly constant is not blown up.
+    """
+    mean, std = {}, {}
+    for name, z in latents.items():
+      parts = [
+        np.asarray(z[client == i], np.float32) for i in range(num_clients)
+      ]
+      mean[name] = np.stack([p.mean((0, 1, 2)) for p in parts])
+      std[name] = np.stack(
+        [p.std((0, 1, 2)) + 0.01 * p.std() + 1e-6 for p in parts]
+      )
+    return cls(mean, std)
+
+  def standardise(self, latents, client):
+    """Returns latents less the mean, over the std, of clients [B]."""
+    return {
+      name: (z - self.mean[name][client][:, None, None])
+      / self.std[name][client][:, None, None]
+      for name, z in latents.items()
+    }
+
+  def restore(self, latents, client):
+    """Undoes `standardise`."""
+    return {
+      name: z * self.std[name][client][:, None, None]
+      + self.mean[name][client][:, None, None]
+      for name, z in latents.items()
+    }
+
+
+def mapping(
+  model: nn.Module,
+  *,
+  image_statistics: Statistics | None = None,
+  mask_statistics: Statistics | None = None,
+) -> Task:
+  """Learns to map image latents to mask latents (METHOD.md section 2, step 3).
+
+  A batch holds 'image' and 'mask', latents {scale: [B, h, w, C]}, and 'client'
+  [B] int32. With statistics, the network works on latents standardised per
+  client and channel; they travel with the variables. `predict` takes (latents,
+  client) and returns mask latents, never negative, as encoders end in a ReLU.
+
+  Args:
+    model: a mapping network; without its final ReLU where statistics are used.
+    image_statistics: of image latents, or None to map latents as they are.
+    mask_statistics: of mask latents, given with image_statistics or not at all.
+  """
+  standardised = image_statistics is not None
+  unscale = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+  def init(key, batch):
+    variables = model.init(
+      key,
+      jax.tree.map(lambda z: z[:1] * 1.0, unscale(batch['image'])),
+      train=False,
+    )
+    if standardised:
+      variables = {
+        **variables,
+        'latent_stats': {
+          'image': image_statistics._asdict(),
+          'mask': mask_statistics._asdict(),
+        },
+      }
+    return variables
+
+  def statistics(variables, modality):
+    return Statistics(**variables['latent_stats'][modality])
+
+  def network(variables, latents, client, key, train):
+    latents = unscale(latents)
+    own = {k: v for k, v in variables.items() if k != 'latent_stats'}
+    if standardised:
+      latents = statistics(variables, 'image').standardise(latents, client)
+    outputs, own = _apply(model, own, latents, key=key, train=train)
+    return outputs, {**variables, **own}
+
+  def loss(variables, batch, key, train):
+    _, dropout_key = _keys(key, batch, 2)
+    outputs, new = network(
+      variables, batch['image'], batch['client'], dropout_key, train
+    )
+    targets = unscale(batch['mask'])
+    if standardised:
+      targets = statistics(variables, 'mask').standardise(
+        targets, batch['client']
+      )
+    value = losses.latent_mse(predictions=outputs, targets=targets)
+    return value, ({'loss': value}, new)
+
+  def predict(variables, latents, client):
+    outputs, _ = network(variables, latents, client, None, False)
+    if standardised:
+      outputs = statistics(variables, 'mask').restore(outputs, client)
+    return jax.tree.map(nn.relu, outputs)
+
+  return Task(init, loss, predict)
+
+
+def segmentation(
+  model: nn.Module, *, num_classes: int, augment: Mapping | None = None
+) -> Task:
+  """Learns masks from images directly: the privacy-agnostic baselines.
+
+  Args:
+    model: maps [B, H, W, C] to logits [B, H, W, num_classes].
+    num_classes: classes K, background included.
+    augment: keyword arguments of `augmentation.augment`, or None.
+  """
+
+  def init(key, batch):
+    return model.init(key, unit_image(batch['image'][:1]), train=False)
+
+  def loss(variables, batch, key, train):
+    augment_key, dropout_key = _keys(key, batch, 2)
+    image, mask = _augmented(batch, augment_key, train, augment)
+    logits, variables = _apply(
+      model, variables, image, key=dropout_key, train=train
+    )
+    value = losses.segmentation(
+      logits=logits, labels=jax.nn.one_hot(mask, num_classes)
+    )
+    return value, ({'loss': value}, variables)
+
+  def predict(variables, image):
+    logits = model.apply(variables, unit_image(image), train=False)
+    return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+
+  return Task(init, loss, predict)

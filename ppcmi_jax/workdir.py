@@ -1,0 +1,113 @@
+"""The folder of one run: its configuration, metrics, secrets and results.
+
+config.json               the configuration it was started with
+split.csv                 case, subject, site, split of every example
+metrics.jsonl             one JSON line a validation
+secrets/<client>.key      mode 0600 in a folder of mode 0700
+checkpoints/<task>/<step>
+messages/<client>/        what the client sent to the server
+eval/  report/            tables and pictures
+"""
+
+import json
+import os
+import pathlib
+from collections.abc import Mapping
+from typing import Any
+
+
+class Workdir:
+  """Opens a folder for a configuration, creating it where it is missing.
+
+  Args:
+    path: the folder.
+    config: the whole configuration, JSON-able.
+    create: whether a missing folder is made; an error otherwise.
+
+  Raises:
+    ValueError: the folder holds a run of another configuration, cannot be
+      written to, or (create=False) holds no run.
+  """
+
+  def __init__(
+    self,
+    path: str | os.PathLike,
+    config: Mapping[str, Any],
+    *,
+    create: bool = True,
+  ):
+    self.path = pathlib.Path(path).absolute()
+    config_path = self.path / 'config.json'
+    config = json.loads(json.dumps(config))
+    if not create and not config_path.exists():
+      raise ValueError(
+        f'workdir {self.path}: expected a trained run, found no config.json; '
+        'run train.py with this --workdir first'
+      )
+    try:
+      self.path.mkdir(parents=True, exist_ok=True)
+      self.secrets.mkdir(mode=0o700, exist_ok=True)
+      if not config_path.exists():
+        self.write_text(
+          config_path, json.dumps(config, indent=2, sort_keys=True) + '\n'
+        )
+      elif not os.access(self.path, os.W_OK):
+        raise PermissionError(13, 'Permission denied')
+    except OSError as error:
+      raise ValueError(
+        f'workdir {self.path}: cannot be written to ({error.strerror}); '
+        'choose another with --workdir'
+      ) from None
+    self._check_config(config_path, config)
+
+  @property
+  def secrets(self) -> pathlib.Path:
+    return self.path / 'secrets'
+
+  def checkpoints(self, task: str) -> pathlib.Path:
+    return self.path / 'checkpoints' / task
+
+  def messages(self, client: str) -> pathlib.Path:
+    return self.path / 'messages' / client
+
+  def log(self, row: Mapping[str, Any]) -> None:
+    """Appends one line of metrics."""
+    with open(self.path / 'metrics.jsonl', 'a') as file:
+      file.write(json.dumps(row) + '\n')
+
+  def write_text(self, path: pathlib.Path, text: str) -> None:
+    """Writes a file whole or not at all."""
+    self.write_bytes(path, text.encode())
+
+  def write_bytes(self, path: pathlib.Path, data: bytes) -> None:
+    """Writes a file whole or not at all."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + '.partial')
+    with open(partial, 'wb') as file:
+      file.write(data)
+      file.flush()
+      os.fsync(file.fileno())
+    os.replace(partial, path)
+
+  def _check_config(self, path, config):
+    try:
+      found = json.loads(path.read_text())
+    except ValueError:
+      raise ValueError(
+        f'{path}: damaged, not JSON; restore it or choose another --workdir'
+      ) from None
+    missing = object()
+    differing = sorted(
+      key
+      for key in {*found, *config}
+      if found.get(key, missing) != config.get(key, missing)
+    )
+    if differing:
+      shown = '; '.join(
+        f'{key} was {found.get(key)!r}, now {config.get(key)!r}'
+        for key in differing[:3]
+      )
+      raise ValueError(
+        f'workdir {self.path}: holds a run of another configuration '
+        f'({shown}); choose another --workdir or the configuration it had'
+      )

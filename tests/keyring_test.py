@@ -1,0 +1,402 @@
+"""Tests of secrets, their key files and the keys derived from them."""
+
+import concurrent.futures
+import hashlib
+import hmac
+import os
+import pathlib
+import re
+import stat
+import threading
+
+import hypothesis
+import jax
+import numpy as np
+import pytest
+from hypothesis import strategies as st
+
+from ppcmi_jax import keyring
+
+SECRET = bytes(range(32))
+
+
+def hkdf(secret, salt, info, length):
+  """RFC 5869 by hand, from hmac alone."""
+  pseudorandom_key = hmac.digest(salt or bytes(32), secret, hashlib.sha256)
+  block, output = b'', b''
+  for counter in range(1, 256):
+    block = hmac.digest(
+      pseudorandom_key, block + info + bytes([counter]), hashlib.sha256
+    )
+    output += block
+  return output[:length]
+
+
+def info_of(*strings):
+  texts = [string.encode() for string in strings]
+  return b''.join(len(text).to_bytes(4, 'big') + text for text in texts)
+
+
+def mode_of(path):
+  return stat.S_IMODE(os.stat(path).st_mode)
+
+
+def assert_one_safe_line(error, secret):
+  """Checks an error's text, and all that is chained to it, for leaks."""
+  while error is not None:
+    text = f'{error} {error.args!r}'
+    assert '\n' not in str(error)
+    for start in range(len(secret) - 3):
+      piece = secret[start : start + 4]
+      assert piece.hex() not in text.lower() and repr(piece)[2:-1] not in text
+    error = error.__cause__ or error.__context__
+
+
+@pytest.mark.parametrize(
+  'secret, salt, info, length, output',
+  [
+    (  # RFC 5869, A.1
+      '0b' * 22,
+      bytes(range(13)).hex(),
+      'f0f1f2f3f4f5f6f7f8f9',
+      42,
+      '3cb25f25faacd57a90434f64d0362f2a2d2d0a90cf1a5a4c5db02d56ecc4c5bf'
+      '34007208d5b887185865',
+    ),
+    (  # A.2
+      bytes(range(0x50)).hex(),
+      bytes(range(0x60, 0xB0)).hex(),
+      bytes(range(0xB0, 0x100)).hex(),
+      82,
+      'b11e398dc80327a1c8e7f78c596a49344f012eda2d4efad8a050cc4c19afa97c'
+      '59045a99cac7827271cb41c65e590e09da3275600c2f09b8367793a9aca3db71'
+      'cc30c58179ec3e87c14c01d5c1f3434f1d87',
+    ),
+    (  # A.3
+      '0b' * 22,
+      '',
+      '',
+      42,
+      '8da4e775a563c18f715f802a063c5a31b8a11f5c5ee1879ec3454e5f3c738d2d'
+      '9d201395faa4b61a96c8',
+    ),
+  ],
+)
+def test_the_oracle_passes_rfc_5869(secret, salt, info, length, output):
+  arguments = (bytes.fromhex(text) for text in (secret, salt, info))
+  assert hkdf(*arguments, length).hex() == output
+
+
+@hypothesis.given(
+  st.binary(min_size=32, max_size=32),
+  st.lists(st.text(max_size=20), min_size=1, max_size=5),
+  st.binary(max_size=80),
+  st.integers(1, keyring.MAX_DERIVED_BYTES),
+)
+@hypothesis.settings(max_examples=50, deadline=None)
+def test_derive_is_hkdf_of_length_prefixed_labels(secret, labels, salt, length):
+  try:
+    info = info_of('ppcmi_jax derive v1', *labels)
+  except UnicodeEncodeError:
+    hypothesis.reject()
+  found = keyring.derive(secret, *labels, length=length, salt=salt)
+  assert found == hkdf(secret, salt, info, length)
+
+
+LABELS = st.lists(st.text(st.sampled_from('ab\0\1é'), max_size=4), min_size=1)
+
+
+@hypothesis.given(LABELS, LABELS)
+@hypothesis.settings(max_examples=200, deadline=None)
+def test_labels_are_injective(one, other):
+  same = keyring.derive(SECRET, *one) == keyring.derive(SECRET, *other)
+  assert same == (one == other)
+
+
+@hypothesis.given(
+  st.text('ab', max_size=6), st.integers(0, 6), st.integers(0, 6)
+)
+@hypothesis.settings(max_examples=50, deadline=None)
+def test_cutting_labels_elsewhere_gives_another_key(text, one, other):
+  keys = [keyring.derive(SECRET, text[:i], text[i:]) for i in (one, other)]
+  hypothesis.assume(min(one, len(text)) != min(other, len(text)))
+  assert keys[0] != keys[1]
+
+
+def test_purposes_and_secrets_share_no_bytes():
+  label = 'ppcmi_jax key_id v1'
+  outputs = [
+    keyring.key_id(SECRET),
+    keyring.derive(SECRET, label, length=8).hex(),
+    keyring.derive(SECRET, '', length=8).hex(),
+    keyring.derive(SECRET, '', length=8, salt=bytes(31) + b'1').hex(),
+    keyring.derive(SECRET, '', '', length=8).hex(),
+    keyring.derive(SECRET[::-1], '', length=8).hex(),
+    bytes(
+      np.asarray(jax.random.key_data(keyring.prng_key(SECRET, ''))).astype(
+        '>u4'
+      )
+    ).hex(),
+  ]
+  assert len(set(outputs)) == len(outputs)
+
+
+def test_key_id_is_16_hex_digits_of_its_own_label():
+  expected = hkdf(SECRET, b'', info_of('ppcmi_jax key_id v1'), 8).hex()
+  assert keyring.key_id(SECRET) == expected
+  assert re.fullmatch('[0-9a-f]{16}', expected)
+
+
+def test_prng_key_is_64_derived_bits():
+  key = keyring.prng_key(SECRET, 'image', 's3')
+  bits = hkdf(SECRET, b'', info_of('ppcmi_jax prng_key v1', 'image', 's3'), 8)
+  words = [int.from_bytes(bits[:4], 'big'), int.from_bytes(bits[4:], 'big')]
+  assert np.asarray(jax.random.key_data(key)).tolist() == words
+  assert key.shape == () and str(jax.random.key_impl(key)) == 'threefry2x32'
+
+
+@pytest.mark.parametrize(
+  'call, message',
+  [
+    (lambda: keyring.derive(SECRET), 'labels: expected at least one'),
+    (lambda: keyring.prng_key(SECRET), 'labels: expected at least one'),
+    (lambda: keyring.derive(SECRET, 1), 'expected strings, found int'),
+    (lambda: keyring.derive(SECRET, b'a'), 'expected strings, found bytes'),
+    (lambda: keyring.derive(SECRET, '\ud800'), 'found a lone surrogate'),
+    (lambda: keyring.derive(SECRET, 'a', length=0), 'found 0'),
+    (lambda: keyring.derive(SECRET, 'a', length=8161), '1 to 8160 .*8161'),
+    (lambda: keyring.derive(SECRET, 'a', length=True), 'found True'),
+    (lambda: keyring.derive(SECRET, 'a', salt='s'), 'found bytes and str'),
+    (lambda: keyring.derive(SECRET[:31], 'a'), 'expected 32 bytes, found 31'),
+    (lambda: keyring.derive(SECRET + SECRET, 'a'), 'found 64'),
+    (lambda: keyring.key_id(SECRET.hex()), 'expected bytes, found str'),
+    (lambda: keyring.prng_key(42, 'a'), 'expected bytes, found int'),
+  ],
+)
+def test_errors_of_derivation(call, message):
+  with pytest.raises(ValueError, match=message) as caught:
+    call()
+  assert_one_safe_line(caught.value, SECRET)
+
+
+def test_create_writes_what_load_reads(tmp_path):
+  path = tmp_path / 'a' / 'b' / 'clinic.key'
+  secret = keyring.create(path)
+  assert len(secret) == 32 and keyring.load(str(path)) == secret
+  assert keyring.load(path, key_id=keyring.key_id(secret)) == secret
+  line = f'ppcmi_jax-key-v1 {secret.hex()} {keyring.key_id(secret)}\n'
+  assert path.read_text() == line
+  assert os.listdir(path.parent) == ['clinic.key']  # no temporary file
+  assert keyring.create(tmp_path / 'other.key') != secret
+
+
+@pytest.mark.parametrize('umask', [0, 0o022, 0o077])
+def test_modes_whatever_the_umask(tmp_path, umask):
+  before = os.umask(umask)
+  try:
+    keyring.create(tmp_path / 'made' / 'too' / 'k')
+  finally:
+    os.umask(before)
+  assert mode_of(tmp_path / 'made/too/k') == 0o600
+  for folder in ('made', 'made/too'):
+    assert mode_of(tmp_path / folder) == 0o700
+
+
+def test_create_takes_a_relative_path(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  assert keyring.create('k') == keyring.load('k')
+
+
+@pytest.mark.parametrize(
+  'kind', ['file', 'empty', 'folder', 'link', 'dangling']
+)
+def test_create_never_overwrites(tmp_path, kind):
+  path = tmp_path / 'k'
+  if kind in ('file', 'empty'):
+    path.write_text('precious' if kind == 'file' else '')
+  elif kind == 'folder':
+    path.mkdir()
+  else:
+    (tmp_path / 'target').write_text('precious') if kind == 'link' else None
+    path.symlink_to(tmp_path / 'target')
+  before = sorted(os.listdir(tmp_path))
+  with pytest.raises(
+    ValueError, match="k': expected no file, found one; it is"
+  ):
+    keyring.create(path)
+  assert sorted(os.listdir(tmp_path)) == before
+  if kind in ('file', 'link'):
+    assert path.read_text() == 'precious'
+
+
+def test_of_concurrent_creators_one_wins(tmp_path):
+  path, barrier = tmp_path / 'new' / 'folders' / 'k', threading.Barrier(8)
+
+  def create(_):
+    barrier.wait()
+    try:
+      return keyring.create(path)
+    except ValueError as error:
+      assert 'expected no file, found one' in str(error)
+
+  with concurrent.futures.ThreadPoolExecutor(8) as pool:
+    secrets = [secret for secret in pool.map(create, range(8)) if secret]
+  assert secrets == [keyring.load(path)]
+  assert os.listdir(path.parent) == ['k']
+
+
+class Crash(BaseException):
+  """Stands for a killed process: no handler of `create` may meet it."""
+
+
+@pytest.mark.parametrize('call', ['fchmod', 'fsync', 'link'])
+def test_a_crash_leaves_no_file(tmp_path, monkeypatch, call):
+  def crash(*_):
+    raise Crash
+
+  monkeypatch.setattr(keyring.os, call, crash)
+  monkeypatch.setattr(keyring.os, 'unlink', lambda path: None)  # no clean-up
+  with pytest.raises(Crash):
+    keyring.create(tmp_path / 'k')
+  (stray,) = os.listdir(tmp_path)
+  assert stray.startswith('.new-') and mode_of(tmp_path / stray) == 0o600
+  monkeypatch.undo()
+  assert keyring.create(tmp_path / 'k') == keyring.load(tmp_path / 'k')
+
+
+def test_the_file_is_whole_and_synced_before_it_gets_its_name(
+  tmp_path, monkeypatch
+):
+  events = []
+  real_link, real_sync = os.link, os.fsync
+
+  def sync(file):
+    events.append('folder' if stat.S_ISDIR(os.fstat(file).st_mode) else 'file')
+    real_sync(file)
+
+  def link(source, target):
+    events.append('link')
+    assert len(pathlib.Path(source).read_bytes()) == 99
+    real_link(source, target)
+
+  monkeypatch.setattr(keyring.os, 'fsync', sync)
+  monkeypatch.setattr(keyring.os, 'link', link)
+  keyring.create(tmp_path / 'k')
+  assert events == ['file', 'link', 'folder']
+
+
+@pytest.mark.parametrize(
+  'name, found',
+  [
+    ('file/k', 'a file where a folder should be'),
+    ('x' * 300, 'File name too long'),
+    ('nul\0', 'embedded null'),
+  ],
+)
+def test_create_says_why_it_can_not_write(tmp_path, name, found):
+  (tmp_path / 'file').touch()
+  with pytest.raises(ValueError, match=f'to write a file, found.*{found}'):
+    keyring.create(tmp_path / name)
+  assert os.listdir(tmp_path) == ['file']
+
+
+def test_create_needs_hard_links(tmp_path, monkeypatch):
+  def refuse(*_):
+    raise PermissionError(1, 'Operation not permitted')
+
+  monkeypatch.setattr(keyring.os, 'link', refuse)
+  with pytest.raises(
+    ValueError, match=r'Operation not permitted; .*hard links'
+  ):
+    keyring.create(tmp_path / 'k')
+  assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize('mode', [0o640, 0o604, 0o620, 0o601, 0o644, 0o777])
+def test_load_refuses_files_open_to_others(tmp_path, mode):
+  secret = keyring.create(tmp_path / 'k')
+  os.chmod(tmp_path / 'k', mode)
+  message = f"k': expected mode 0600, found {mode:04o}; run chmod 600"
+  with pytest.raises(ValueError, match=message) as caught:
+    keyring.load(tmp_path / 'k')
+  assert_one_safe_line(caught.value, secret)
+  os.chmod(tmp_path / 'k', 0o400)
+  assert keyring.load(tmp_path / 'k') == secret
+
+
+def test_load_refuses_what_is_no_readable_file(tmp_path, monkeypatch):
+  with pytest.raises(
+    ValueError, match="k': expected a key file, found nothing"
+  ):
+    keyring.load(tmp_path / 'k')
+  with pytest.raises(ValueError, match='found something that is no regular'):
+    keyring.load(tmp_path)
+  os.mkfifo(tmp_path / 'pipe', 0o600)
+  with pytest.raises(ValueError, match='found something that is no regular'):
+    keyring.load(tmp_path / 'pipe')
+  with pytest.raises(ValueError, match='Not a directory'):
+    keyring.create(tmp_path / 'k')
+    keyring.load(tmp_path / 'k' / 'k')
+  with pytest.raises(ValueError, match='embedded null') as caught:
+    keyring.load('a\n\0')
+  assert '\n' not in str(caught.value)
+
+  def refuse(*_):
+    raise PermissionError(13, 'Permission denied')
+
+  monkeypatch.setattr(keyring.os, 'open', refuse)
+  with pytest.raises(ValueError, match='readable key file, found Permission'):
+    keyring.load(tmp_path / 'k')
+
+
+def test_load_refuses_another_key(tmp_path):
+  secret, other = keyring.create(tmp_path / 'k'), keyring.create(tmp_path / 'o')
+  expected, found = keyring.key_id(other), keyring.key_id(secret)
+  message = f"k': expected key id {expected}, found {found}; wrong key"
+  with pytest.raises(ValueError, match=message) as caught:
+    keyring.load(tmp_path / 'k', key_id=expected)
+  assert_one_safe_line(caught.value, secret)
+
+
+@pytest.mark.parametrize('encode', [bytes, bytes.hex])
+def test_load_does_not_quote_a_secret_passed_as_key_id(tmp_path, encode):
+  secret = keyring.create(tmp_path / 'k')
+  with pytest.raises(ValueError, match='key_id: expected 16') as caught:
+    keyring.load(tmp_path / 'k', key_id=encode(secret))
+  assert_one_safe_line(caught.value, secret)
+
+
+def load_text(tmp_path, text):
+  path = tmp_path / 'edited'
+  path.write_bytes(text)
+  path.chmod(0o600)
+  return keyring.load(path)
+
+
+def test_load_detects_every_truncation_and_every_changed_byte(tmp_path):
+  secret = keyring.create(tmp_path / 'k')
+  line = (tmp_path / 'k').read_bytes()
+  assert load_text(tmp_path, line) == secret
+  edited = [line[:end] for end in range(len(line))]
+  edited += [line + b'\n', line + line, b' ' + line, b'\xef\xbb\xbf' + line]
+  edited += [line.upper(), line.replace(b'\n', b'\r\n'), line[:-1] + b' ']
+  for position, byte in enumerate(line):
+    replacements = {byte ^ 1, byte ^ 0x80, ord('0'), ord('f')} - {byte}
+    edited += [
+      line[:position] + bytes([new]) + line[position + 1 :]
+      for new in replacements
+    ]
+  for text in edited:
+    with pytest.raises(ValueError, match='damaged or edited') as caught:
+      load_text(tmp_path, text)
+    assert_one_safe_line(caught.value, secret)
+
+
+@hypothesis.given(st.binary(max_size=200))
+@hypothesis.settings(
+  max_examples=50,
+  suppress_health_check=[hypothesis.HealthCheck.function_scoped_fixture],
+)
+def test_load_raises_nothing_but_value_errors(tmp_path, text):
+  with pytest.raises(ValueError, match='expected one line of 99 bytes'):
+    load_text(tmp_path, text)
