@@ -18,7 +18,7 @@ from absl import logging
 
 
 def digest(tree: Any) -> str:
-  """Returns the SHA-256, in hex, of a tree's paths, dtypes, shapes and bytes."""
+  """Returns the SHA-256 of a tree's paths, dtypes, shapes and bytes, as hex."""
   sha = hashlib.sha256()
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     array = np.ascontiguousarray(leaf)
@@ -53,7 +53,7 @@ class Checkpoints:
     )
 
   def save(self, step: int, state: Any) -> None:
-    """Starts writing `state` as `step`; `close` or the next save waits for it."""
+    """Starts writing `state`; `close` or the next save waits for it."""
     self._manager.save(
       step,
       args=ocp.args.Composite(

@@ -55,7 +55,7 @@ def _parse(argv: Sequence[str]) -> list[str]:
 
 
 def _keep_compiled() -> None:
-  """Keeps compiled programs in the user's cache, so that a second start is fast."""
+  """Keeps compiled programs in the user's cache: a second start is fast."""
   if jax.config.jax_compilation_cache_dir is None:
     cache = os.environ.get('XDG_CACHE_HOME') or pathlib.Path.home() / '.cache'
     jax.config.update(

@@ -2,12 +2,15 @@
 
 `select_cases` takes the examples from the whole range of scores, so that the
 pictures shown are not the pretty ones; `draw_segmentations` draws them.
-Colours are those of Okabe and Ito, told apart with colour-blind eyes too.
 
 Axes: N rows of the picture, H height, W width, C channels, K classes.
 
->>> error_map(np.array([[0, 1, 2, 2]]), np.array([[0, 0, 0, 1]])).tolist()
-[[0, 1, 1, 3]]
+>>> rows = [
+...   {'index': i, 'case': f'c{i}', 'dice': dice}
+...   for i, dice in enumerate((0.9, 0.2, 0.7, 0.8))
+... ]
+>>> [row['case'] for row in select_cases(rows, count=2)]
+['c0', 'c1']
 """
 
 import math
@@ -17,29 +20,12 @@ import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib import axes, colors, figure, lines, patches, patheffects
+from matplotlib import figure, lines, patches, patheffects
 from numpy.typing import ArrayLike
 
-from ppcmi_jax import metrics
+from ppcmi_jax import metrics, panels
 
-# Okabe and Ito 2008; the errors take those that few-class pictures leave free.
-CLASS_COLORS = (
-  '#009E73',
-  '#E69F00',
-  '#CC79A7',
-  '#0072B2',
-  '#F0E442',
-  '#56B4E9',
-  '#D55E00',
-)
-# Values of `error_map`, 1 and up.
-ERRORS = (
-  ('false positive (drawn, not there)', '#D55E00'),
-  ('false negative (there, not drawn)', '#56B4E9'),
-  ('wrong class', '#F0E442'),
-)
 COLUMNS = ('image', 'truth', 'prediction', 'errors')
 FORMATS = ('.png', '.pdf', '.svg')
 
@@ -49,33 +35,6 @@ GAP = 0.08
 LABEL = 1.4
 LINE = 0.22
 DPI = 110
-
-
-def error_map(prediction: ArrayLike, truth: ArrayLike) -> np.ndarray:
-  """Says of each pixel what kind of error a prediction makes there.
-
-  Args:
-    prediction: integer labels, any shape, 0 is background.
-    truth: integer labels of the same shape.
-
-  Returns:
-    uint8 of that shape: 0 right, 1 false positive (a class where the truth is
-    background), 2 false negative (background where the truth is a class), 3
-    one class where the truth is another.
-
-  Raises:
-    ValueError: the shapes differ.
-  """
-  prediction, truth = np.asarray(prediction), np.asarray(truth)
-  if prediction.shape != truth.shape:
-    raise ValueError(
-      'prediction and truth must have one shape, found '
-      f'{list(prediction.shape)} and {list(truth.shape)}'
-    )
-  errors = np.where(prediction == truth, 0, 3)
-  errors[(truth == 0) & (prediction != 0)] = 1
-  errors[(truth != 0) & (prediction == 0)] = 2
-  return errors.astype(np.uint8)
 
 
 def select_cases(
@@ -182,11 +141,11 @@ def draw_segmentations(
     for label in range(1, len(class_names))
     if np.any(truth == label) or np.any(prediction == label)
   ]
-  palette = _palette(len(class_names))
+  class_colors = panels.palette(len(class_names))
   extent_mm = spacing_mm * truth.shape[1:]
   heights = PANEL * np.clip(extent_mm[:, 0] / extent_mm[:, 1], 0.3, 3)
   note = '\n'.join(textwrap.wrap(note, 150))
-  legend_lines = max(len(ERRORS) + 1, math.ceil(len(present) / 3))
+  legend_lines = max(len(panels.ERRORS) + 1, math.ceil(len(present) / 3))
   bottom = LINE * (legend_lines + 2.5) + 0.7 * LINE * len(note.splitlines())
   top = LINE * 3
   width = LABEL + len(COLUMNS) * (PANEL + GAP)
@@ -200,15 +159,19 @@ def draw_segmentations(
   y = top
   for i in range(n):
     y += heights[i]
-    panels = []
+    row = []
     for j, name in enumerate(COLUMNS):
       left, low = inches(LABEL + j * (PANEL + GAP), y)
       panel = page.add_axes((left, low, PANEL / width, heights[i] / height))
       panel.set_axis_off()
       if i == 0:
         panel.set_title(name, fontsize=10, pad=4)
-      panels.append(panel)
-    _draw_row(panels, grey[i], truth[i], prediction[i], extent_mm[i], palette)
+      row.append(panel)
+    scan = {'grey': grey[i], 'extent_mm': extent_mm[i]}
+    panels.draw_scan(row[0], **scan)
+    for panel, labels in ((row[1], truth[i]), (row[2], prediction[i])):
+      panels.draw_mask(panel, labels=labels, class_colors=class_colors, **scan)
+    panels.draw_errors(row[3], prediction=prediction[i], truth=truth[i], **scan)
     name = '\n'.join(textwrap.wrap(str(case[i]), 14))
     if scores is not None and not math.isnan(scores[i]):
       name += f'\n\nmean Dice {scores[i]:.2f}'
@@ -218,86 +181,12 @@ def draw_segmentations(
 
   _draw_legends(
     page,
-    classes=[(class_names[label], palette[label]) for label in present],
+    classes=[(class_names[label], class_colors[label]) for label in present],
     class_anchor=inches(LABEL, y + LINE / 2),
     error_anchor=inches(LABEL + 3 * (PANEL + GAP), y + LINE / 2),
   )
   page.text(*inches(LABEL, height - LINE / 2), note, size=8, color='0.35')
   _save(page, path)
-
-
-def _draw_row(
-  panels: Sequence[axes.Axes],
-  grey: np.ndarray,
-  truth: np.ndarray,
-  prediction: np.ndarray,
-  extent_mm: np.ndarray,
-  palette: np.ndarray,
-) -> None:
-  """Draws one case into four axes: image, truth, prediction, errors."""
-  tall, wide = extent_mm
-  frame = {'extent': (0, wide, tall, 0), 'aspect': 'equal'}
-  scan = {'cmap': 'gray', 'vmin': 0, 'vmax': 1, **frame}
-  labels = {**frame, 'interpolation': 'nearest'}
-  for panel in panels[:3]:
-    panel.imshow(grey, **scan)
-  for panel, mask in ((panels[1], truth), (panels[2], prediction)):
-    panel.imshow(_tint(mask, palette, alpha=0.35), **labels)
-    for label in np.unique(mask[mask > 0]):
-      _outline(panel, mask == label, extent_mm, palette[label], width=1.2)
-  panels[3].imshow(0.6 * grey, **scan)
-  error_colors = colors.to_rgba_array(['k', *(c for _, c in ERRORS)])[:, :3]
-  errors = error_map(prediction, truth)
-  panels[3].imshow(_tint(errors, error_colors, alpha=0.9), **labels)
-  for label in np.unique(truth[truth > 0]):
-    _outline(panels[3], truth == label, extent_mm, 'white', width=0.5)
-  _draw_scale_bar(panels[0], extent_mm)
-  for panel in panels:
-    panel.set(xlim=(0, wide), ylim=(tall, 0))
-
-
-def _outline(
-  panel: axes.Axes,
-  mask: np.ndarray,
-  extent_mm: np.ndarray,
-  color: ArrayLike,
-  *,
-  width: float,
-) -> None:
-  """Draws the outline of a mask that is not empty."""
-  # A border of zeros closes outlines at the image's edge.
-  padded = np.pad(mask, 1).astype(np.float32)
-  row, column = extent_mm / mask.shape
-  y = (np.arange(padded.shape[0]) - 0.5) * row
-  x = (np.arange(padded.shape[1]) - 0.5) * column
-  panel.contour(x, y, padded, levels=[0.5], colors=[color], linewidths=width)
-
-
-def _draw_scale_bar(panel: axes.Axes, extent_mm: np.ndarray) -> None:
-  """Draws a bar of a round length, at most a third of the panel wide."""
-  tall, wide = extent_mm
-  power = 10.0 ** math.floor(math.log10(wide / 3))
-  length = power * max(m for m in (1, 2, 5) if m * power <= wide / 3)
-  edge = [patheffects.withStroke(linewidth=3.5, foreground='black')]
-  x, y = 0.05 * wide, tall - 0.05 * wide
-  panel.plot(
-    [x, x + length],
-    [y, y],
-    color='white',
-    linewidth=2,
-    solid_capstyle='butt',
-    path_effects=edge,
-  )
-  panel.text(
-    x + length / 2,
-    y - 0.02 * wide,
-    f'{length:g} mm',
-    color='white',
-    fontsize=8,
-    ha='center',
-    va='bottom',
-    path_effects=[patheffects.withStroke(linewidth=2, foreground='black')],
-  )
 
 
 def _draw_legends(
@@ -337,29 +226,15 @@ def _draw_legends(
   )
   page.legend(
     handles=[
-      *(patches.Patch(color=color, label=name) for name, color in ERRORS),
+      *(
+        patches.Patch(color=color, label=name) for name, color in panels.ERRORS
+      ),
       outline,
     ],
     title='colours of errors',
     bbox_to_anchor=error_anchor,
     **style,
   )
-
-
-def _tint(
-  labels: np.ndarray, palette: np.ndarray, *, alpha: float
-) -> np.ndarray:
-  """Returns RGBA [H, W, 4]: labels in their colours, background clear."""
-  return np.dstack([palette[labels], alpha * (labels > 0)])
-
-
-def _palette(num_classes: int) -> np.ndarray:
-  """Returns RGB [K, 3], the background's never used."""
-  names = ['black', *CLASS_COLORS]
-  if num_classes > len(names):
-    spread = matplotlib.colormaps['turbo'](np.linspace(0, 1, num_classes - 1))
-    return np.vstack([np.zeros((1, 3)), spread[:, :3]])
-  return colors.to_rgba_array(names[:num_classes])[:, :3]
 
 
 def _grey(image: ArrayLike) -> np.ndarray:

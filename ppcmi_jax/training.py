@@ -72,7 +72,7 @@ def optimizer(
 def init_state(
   task: tasks.Task, tx: optax.GradientTransformation, key: jax.Array, batch
 ) -> TrainState:
-  """Returns the state before the first step; jitted, as initialising is slow."""
+  """Returns the state before the first step; jitted, for speed."""
 
   @jax.jit
   def init(key, batch):
@@ -90,9 +90,9 @@ def init_state(
 
 
 def make_train_step(task: tasks.Task, tx: optax.GradientTransformation):
-  """Returns the pmapped step: (state, batch [D, B/D, ...], key) -> state, metrics.
+  """Returns the pmapped step: (state, batch, key) -> state, metrics.
 
-  Gradients, metrics and batch statistics are averaged over the axis 'batch',
+  A batch is [D, B/D, ...], D local devices. Gradients, metrics and batch statistics are averaged over the axis 'batch',
   all devices of all processes; models normalise over it too (axis_name).
   """
 

@@ -29,7 +29,7 @@ STRIDE = 32  # five stages of stride 2
 
 
 def upsample(x: jax.Array) -> jax.Array:
-  """Doubles height and width of [B, H, W, C] bilinearly (half-pixel centres)."""
+  """Doubles the sides of [B, H, W, C] bilinearly (half-pixel centres)."""
   batch, height, width, channels = x.shape
   return jax.image.resize(
     x, (batch, 2 * height, 2 * width, channels), method='bilinear'
