@@ -8,28 +8,22 @@ import jax
 import jax.numpy as jnp
 
 
-def _coordinates(key, height, width, rotation, scale, translation):
-  """Returns the [2, H, W] source coordinates of a random affine map."""
-  angle_key, scale_key, shift_key = jax.random.split(key, 3)
-  angle = jnp.deg2rad(rotation) * jax.random.uniform(
-    angle_key, (), minval=-1, maxval=1
-  )
-  zoom = jnp.exp(
-    jnp.log1p(scale) * jax.random.uniform(scale_key, (2,), minval=-1, maxval=1)
-  )
+def _coordinates(draws, height, width, rotation_deg, scale, translation):
+  """Returns the [2, H, W] source coordinates of an affine map.
+
+  `draws` [5] in [-1, 1] choose the angle, two scales and two shifts.
+  """
+  angle = jnp.deg2rad(rotation_deg) * draws[0]
+  zoom = jnp.exp(jnp.log1p(scale) * draws[1:3])
   size = jnp.array([height, width], jnp.float32)
-  shift = (
-    translation
-    * size
-    * jax.random.uniform(shift_key, (2,), minval=-1, maxval=1)
-  )
+  shift = translation * size * draws[3:5]
   cos, sin = jnp.cos(angle), jnp.sin(angle)
   matrix = jnp.array([[cos, -sin], [sin, cos]]) / zoom
   centre = (size - 1) / 2
   grid = jnp.stack(
     jnp.meshgrid(jnp.arange(height), jnp.arange(width), indexing='ij')
   )
-  offset = grid - centre[:, None, None] - shift[:, None, None]
+  offset = grid - (centre + shift)[:, None, None]
   return jnp.einsum('ij,jhw->ihw', matrix, offset) + centre[:, None, None]
 
 
@@ -60,25 +54,26 @@ def augment(
   """
 
   def one(key, image, mask):
-    affine_key, gamma_key, gain_key, noise_key = jax.random.split(key, 4)
+    affine_key, noise_key = jax.random.split(key)
+    # One draw for all: each separate draw costs a second of compilation.
+    draws = jax.random.uniform(affine_key, (7,), minval=-1, maxval=1)
     if rotation_deg or scale or translation:
-      where = _coordinates(
-        affine_key, *mask.shape, rotation_deg, scale, translation
-      )
-      sample = lambda x, order: jax.scipy.ndimage.map_coordinates(
-        x, list(where), order=order, mode='constant'
-      )
+      where = _coordinates(draws, *mask.shape, rotation_deg, scale, translation)
+
+      def sample(x, order):
+        return jax.scipy.ndimage.map_coordinates(
+          x, list(where), order=order, mode='constant'
+        )
+
       image = jnp.stack(
         [sample(image[..., c], 1) for c in range(image.shape[-1])], -1
       )
       mask = sample(mask, 0)
-    relative = lambda key, size: jnp.exp(
-      jnp.log1p(size) * jax.random.uniform(key, (), minval=-1, maxval=1)
-    )
     if gamma:
-      image = jnp.power(jnp.maximum(image, 1e-6), relative(gamma_key, gamma))
+      exponent = jnp.exp(jnp.log1p(gamma) * draws[5])
+      image = jnp.power(jnp.maximum(image, 1e-6), exponent)
     if gain:
-      image = image * relative(gain_key, gain)
+      image = image * jnp.exp(jnp.log1p(gain) * draws[6])
     if noise:
       image = image + noise * jax.random.normal(noise_key, image.shape)
     return jnp.clip(image, 0, 1), mask

@@ -7,7 +7,6 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
-import tensorflow_datasets as tfds
 from absl import app, flags, logging
 from ml_collections import config_flags
 
@@ -34,7 +33,6 @@ def run(call: Callable[[Any, str], Any]) -> None:
 
 def _run(call: Callable[[Any, str], Any]) -> None:
   logging.set_verbosity(logging.WARNING)
-  tfds.disable_progress_bar()
   _keep_compiled()
   try:
     call(_CONFIG.value, _WORKDIR.value)

@@ -69,8 +69,7 @@ def load(
   Raises:
     ValueError: an unknown data set or a damaged file.
   """
-  builder = datasets.make_builder(dataset, data_dir=data_dir, options=options)
-  builder.download_and_prepare()
+  builder = datasets.prepare(dataset, data_dir=data_dir, options=options)
   columns = {name: [] for name in Examples._fields}
   for case in tqdm.tqdm(
     builder.as_data_source('all'), desc=f'reading {dataset}', leave=False

@@ -17,15 +17,16 @@ import numpy as np
 from matplotlib import axes, colors, patheffects
 from numpy.typing import ArrayLike
 
-# Tol 2021, https://personal.sron.nl/~pault; the first seven differ the most.
+# Tol 2021, https://personal.sron.nl/~pault: the first seven differ the most,
+# and cyan, the nearest to an error's colour, is the last of them.
 CLASS_COLORS = (
   '#44AA99',
   '#DDCC77',
   '#AA4499',
-  '#88CCEE',
   '#999933',
-  '#332288',
   '#117733',
+  '#332288',
+  '#88CCEE',
   '#CC6677',
   '#882255',
 )

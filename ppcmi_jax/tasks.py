@@ -56,12 +56,17 @@ def _apply(model, variables, *args, key, train, **kwargs):
   return outputs, {**variables, **updates}
 
 
-def _keys(key, batch, count):
-  """Returns a key for augmentation, and others that differ by device."""
+def _keys(key, batch):
+  """Returns a key for augmentation, an example at a time, and one for noise.
+
+  The second differs by device, and uses the 'rbg' generator, which compiles
+  much faster than the default; its draws depend on the batch's shape.
+  """
   if 'slot' not in batch:  # validation draws nothing
-    return (key,) * count
-  first, *rest = jax.random.split(key, count)
-  return first, *(jax.random.fold_in(k, batch['slot'][0]) for k in rest)
+    return key, key
+  augment_key, noise_key = jax.random.split(key)
+  words = jax.random.key_data(jax.random.fold_in(noise_key, batch['slot'][0]))
+  return augment_key, jax.random.wrap_key_data(jnp.tile(words, 2), impl='rbg')
 
 
 def _augmented(batch, key, train, options):
@@ -91,7 +96,7 @@ def image_reconstruction(
     return model.init(key, unit_image(batch['image'][:1]), train=False)
 
   def loss(variables, batch, key, train):
-    augment_key, dropout_key = _keys(key, batch, 2)
+    augment_key, dropout_key = _keys(key, batch)
     image, _ = _augmented(batch, augment_key, train, augment)
     logits, variables = _apply(
       model, variables, image, key=dropout_key, train=train
@@ -138,7 +143,8 @@ def mask_reconstruction(
     return model.init(key, one_hot, train=False)
 
   def loss(variables, batch, key, train):
-    augment_key, noise_key, mix_key, dropout_key = _keys(key, batch, 4)
+    augment_key, key = _keys(key, batch)
+    noise_key, mix_key, dropout_key = jax.random.split(key, 3)
     _, mask = _augmented(batch, augment_key, train, augment)
     labels = jax.nn.one_hot(mask, num_classes)
     latents, variables = _apply(
@@ -197,6 +203,15 @@ class Statistics(NamedTuple):
         [p.std((0, 1, 2)) + 0.01 * p.std() + 1e-6 for p in parts]
       )
     return cls(mean, std)
+
+  @classmethod
+  def zeros(cls, latents, num_clients):
+    """Returns statistics of the right shapes, to restore a checkpoint into."""
+    blank = {
+      name: np.zeros((num_clients, z.shape[-1]), np.float32)
+      for name, z in latents.items()
+    }
+    return cls(blank, blank)
 
   def standardise(self, latents, client):
     """Returns latents less the mean, over the std, of clients [B]."""
@@ -264,7 +279,7 @@ def mapping(
     return outputs, {**variables, **own}
 
   def loss(variables, batch, key, train):
-    _, dropout_key = _keys(key, batch, 2)
+    _, dropout_key = _keys(key, batch)
     outputs, new = network(
       variables, batch['image'], batch['client'], dropout_key, train
     )
@@ -300,7 +315,7 @@ def segmentation(
     return model.init(key, unit_image(batch['image'][:1]), train=False)
 
   def loss(variables, batch, key, train):
-    augment_key, dropout_key = _keys(key, batch, 2)
+    augment_key, dropout_key = _keys(key, batch)
     image, mask = _augmented(batch, augment_key, train, augment)
     logits, variables = _apply(
       model, variables, image, key=dropout_key, train=train

@@ -325,4 +325,5 @@ def _error(name, expected, found, todo=_AT_SOURCE):
 
 def _shown(value):
   """Describes an untrusted value, however deep or long, in one short line."""
-  return ' '.join(reprlib.repr(value).split())
+  text = ' '.join(reprlib.repr(value).split())  # which bounds the depth only
+  return text if len(text) <= 80 else f'{text[:77]}...'

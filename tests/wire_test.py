@@ -301,6 +301,10 @@ NESTED = b'[' * 4000
     (edit(client='\ud800'), 'client: expected'),
     (edit(client='c' * 65), r"client: expected .*, found 'ccc*\.\.\.c*'"),
     (edit(client=7), 'client: expected .*, found 7'),
+    (
+      edit(client=[[{'x' * 20: [9] * 4}] * 4] * 4),
+      r'client: .*\.\.\.; correct',
+    ),
     (edit(key_id=''), "key_id: expected 16 hex digits, found ''"),
     (edit(key_id='0123456789ABCDEF'), 'key_id: expected 16 hex digits'),
     (edit(key_id='0', protection='none'), 'key_id: expected 16 hex digits'),
@@ -455,12 +459,11 @@ def test_like_compares_all_but_the_batch():
     for name, z in MESSAGE.latents.items()
   }
   assert_messages_equal(wire.decode(DATA, like=like), wire.decode(DATA))
-  like['s3'] = np.zeros((2, 2, 2, 3))
-  refuse(
-    DATA,
-    re.escape("latent 's3': expected shape [B, 2, 2, 3], found [2, 2, 2, 2]"),
-    like=like,
-  )
+  for shape in ([3, 2, 2], [2, 3, 2], [2, 2, 3]):  # each axis but B counts
+    like['s3'] = np.zeros((2, *shape))
+    expected = ', '.join(['B', *map(str, shape)])
+    message = f"latent 's3': expected shape [{expected}], found [2, 2, 2, 2]"
+    refuse(DATA, re.escape(message), like=like)
   like['s3'] = np.zeros((2, 2, 2))
   refuse(DATA, re.escape('expected shape [B, 2, 2], found'), like=like)
   del like['s3']

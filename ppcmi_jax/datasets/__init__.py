@@ -25,6 +25,8 @@ import os
 from collections.abc import Mapping
 from typing import Any
 
+import tensorflow_datasets as tfds
+
 from ppcmi_jax.datasets import abdomen, phantom
 
 DATASETS = {
@@ -36,13 +38,13 @@ DATASETS = {
 CONFIGS = {'phantom': phantom.PhantomConfig}
 
 
-def make_builder(
+def prepare(
   name: str,
   *,
   data_dir: str | os.PathLike | None = None,
   options: Mapping[str, Any] | None = None,
 ) -> Any:
-  """Returns the builder of a data set, not yet prepared.
+  """Returns the builder of a data set, prepared now or before.
 
   Args:
     name: a key of `DATASETS`.
@@ -50,7 +52,7 @@ def make_builder(
     options: fields of the builder's configuration.
 
   Raises:
-    ValueError: an unknown data set or option.
+    ValueError: an unknown data set or option, or damaged source files.
   """
   if name not in DATASETS:
     raise ValueError(
@@ -67,4 +69,7 @@ def make_builder(
     )
   if name in CONFIGS:
     kwargs['config'] = CONFIGS[name](**options)
-  return DATASETS[name](data_dir=data_dir, **kwargs)
+  builder = DATASETS[name](data_dir=data_dir, **kwargs)
+  tfds.disable_progress_bar()  # it prints a bar for every shard
+  builder.download_and_prepare()
+  return builder

@@ -1,0 +1,143 @@
+"""One training step: the state, the optimiser, the only pmap.
+
+A TPU pod, a node of GPUs and a laptop run the same step: the batch is shared
+among all devices, the state is replicated and has no device axis.
+"""
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from ppcmi_jax import input_pipeline, tasks
+
+
+class TrainState(NamedTuple):
+  """Everything a task's training depends on; without a device axis.
+
+  Attributes:
+    step: int32, steps done.
+    variables: the task's variables now.
+    opt_state: the optimiser's state.
+    best_variables: the variables of the smallest validation loss.
+    best_loss: float32, that loss; infinity before the first validation.
+    best_step: int32, its step.
+  """
+
+  step: jax.Array
+  variables: tasks.Variables
+  opt_state: Any
+  best_variables: tasks.Variables
+  best_loss: jax.Array
+  best_step: jax.Array
+
+
+def optimizer(
+  *,
+  learning_rate: float,
+  steps: int,
+  schedule: str = 'cosine',
+  weight_decay: float = 0.0,
+) -> optax.GradientTransformation:
+  """Returns Adam with a constant rate, or AdamW with warm-up and cosine decay.
+
+  Args:
+    learning_rate: the largest rate.
+    steps: length of the schedule.
+    schedule: 'constant' (as the official code) or 'cosine', which warms up
+      over the first twentieth.
+    weight_decay: of AdamW, on kernels only.
+  """
+  if schedule == 'constant':
+    rate = learning_rate
+  elif schedule == 'cosine':
+    rate = optax.warmup_cosine_decay_schedule(
+      0.0, learning_rate, max(1, steps // 20), max(2, steps)
+    )
+  else:
+    raise ValueError(
+      f"schedule: expected 'constant' or 'cosine', found {schedule!r}"
+    )
+  kernels = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+  return optax.adamw(rate, weight_decay=weight_decay, mask=kernels)
+
+
+def init_state(
+  task: tasks.Task, tx: optax.GradientTransformation, key: jax.Array, batch
+) -> TrainState:
+  """Returns the state before the first step; jitted, for speed."""
+
+  @jax.jit
+  def init(key, batch):
+    variables = task.init(key, batch)
+    return TrainState(
+      step=jnp.int32(0),
+      variables=variables,
+      opt_state=tx.init(variables['params']),
+      best_variables=jax.tree.map(jnp.copy, variables),
+      best_loss=jnp.float32(jnp.inf),
+      best_step=jnp.int32(0),
+    )
+
+  return init(key, batch)
+
+
+def make_train_step(task: tasks.Task, tx: optax.GradientTransformation):
+  """Returns the pmapped step: (state, batch, key) -> state, metrics.
+
+  A batch is [D, B/D, ...], D local devices. Gradients, metrics and batch
+  statistics are averaged over the axis 'batch', all devices of all processes;
+  models normalise over it too (their axis_name).
+  """
+
+  def step(state, batch, key):
+    key = jax.random.fold_in(key, state.step)
+
+    def loss(params):
+      return task.loss(
+        {**state.variables, 'params': params}, batch, key, train=True
+      )
+
+    grads, (metrics, variables) = jax.grad(loss, has_aux=True)(
+      state.variables['params']
+    )
+    moving = {k: v for k, v in variables.items() if k != 'params'}
+    grads, metrics, moving = jax.lax.pmean((grads, metrics, moving), 'batch')
+    updates, opt_state = tx.update(
+      grads, state.opt_state, state.variables['params']
+    )
+    params = optax.apply_updates(state.variables['params'], updates)
+    return state._replace(
+      step=state.step + 1,
+      variables={**moving, 'params': params},
+      opt_state=opt_state,
+    ), metrics
+
+  return jax.pmap(
+    step,
+    axis_name='batch',
+    in_axes=(None, 0, None),
+    out_axes=None,
+    donate_argnums=0,
+  )
+
+
+def make_validation_loss(task: tasks.Task, batch_size: int):
+  """Returns (variables, arrays) -> mean loss over all examples, as a float."""
+
+  @jax.jit
+  def loss(variables, batch):
+    return task.loss(variables, batch, jax.random.key(0), train=False)[0]
+
+  def mean_loss(variables, arrays):
+    count = len(jax.tree.leaves(arrays)[0])
+    total = 0.0
+    for start in range(0, count, batch_size):
+      rows = np.arange(start, min(start + batch_size, count))
+      batch = input_pipeline.take(arrays, rows)
+      total += len(rows) * float(loss(variables, batch))
+    return total / count
+
+  return mean_loss

@@ -1,0 +1,283 @@
+"""The journey of an image through client, server and back, in bytes."""
+
+import pathlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from ppcmi_jax import client as client_lib
+from ppcmi_jax import keyed, keyring, models, tasks, wire
+from ppcmi_jax import server as server_lib
+
+NAMES = ('north', 'south')
+NUM_CLASSES = 3
+TRANSFORM = keyed.chain(keyed.orthogonal(), keyed.permutation(), keyed.shift())
+WIDTHS = (4, 4, 8, 8, 16)
+
+
+class World:
+  """Two clients and a server with random networks."""
+
+  def __init__(self, protection='klt', wire_dtype='float32'):
+    transform = TRANSFORM if protection == 'klt' else keyed.chain()
+    self.transform = transform
+    image_model = models.MODELS['autoencoder'](channels=1, widths=WIDTHS)
+    mask_model = models.MODELS['autoencoder'](
+      channels=NUM_CLASSES, widths=WIDTHS
+    )
+    self.image_model, self.mask_model = image_model, mask_model
+    x = jnp.zeros((1, 32, 64, 1))
+    one_hot = jnp.zeros((1, 32, 64, NUM_CLASSES))
+    init = jax.jit(
+      lambda model, key, x: model.init(key, x, train=False),
+      static_argnums=0,
+    )
+    latents = {
+      'image': image_model.apply(
+        init(image_model, jax.random.key(0), x), x, train=False, method='encode'
+      ),
+      'mask': mask_model.apply(
+        init(mask_model, jax.random.key(0), one_hot),
+        one_hot,
+        train=False,
+        method='encode',
+      ),
+    }
+    network = models.MODELS['mapping'](width=0.02)
+    self.task = tasks.mapping(network)
+    self.secrets = {
+      name: keyring.derive(bytes(32), 'test', name) for name in NAMES
+    }
+    self.key_ids = {
+      name: keyring.key_id(secret) for name, secret in self.secrets.items()
+    }
+    self.states, self.clients = {}, {}
+    for i, name in enumerate(NAMES):
+      self.states[name] = client_lib.ClientState(
+        image=init(image_model, jax.random.key(i), x),
+        mask=init(mask_model, jax.random.key(10 + i), one_hot),
+        secrets=keyring.transform_secrets(
+          transform.init, self.secrets[name], name, latents
+        ),
+      )
+      self.clients[name] = client_lib.make_client(
+        name=name,
+        key_id=self.key_ids[name],
+        image_model=image_model,
+        mask_model=mask_model,
+        transform=transform,
+        protection=protection,
+        wire_dtype=wire_dtype,
+      )
+    self.server = server_lib.make_server(
+      predict=self.task.predict,
+      transform=transform,
+      key_ids=self.key_ids,
+      protection=protection,
+      wire_dtype=wire_dtype,
+    )
+    self.server_state = server_lib.ServerState(
+      variables=jax.jit(self.task.init)(
+        jax.random.key(20), {'image': latents['image']}
+      ),
+      secrets={name: self.states[name].secrets for name in NAMES},
+    )
+
+  def images(self, count=2):
+    return np.asarray(jax.random.uniform(jax.random.key(3), (count, 32, 64, 1)))
+
+  def unprotected_logits(self, name, image):
+    state = self.states[name]
+    z = self.image_model.apply(state.image, image, train=False, method='encode')
+    w = self.task.predict(
+      self.server_state.variables, z, jnp.zeros(len(image), int)
+    )
+    return self.mask_model.apply(state.mask, w, train=False, method='decode')
+
+
+@pytest.fixture(scope='module')
+def world():
+  return World()
+
+
+def test_protected_path_equals_the_unprotected_network(world):
+  image = world.images()
+  client, state = world.clients['north'], world.states['north']
+  message, ticket = client.protect(state, image)
+  reply = world.server.respond(world.server_state, message)
+  latents = world.transform.inverse(
+    state.secrets['mask'], jax.tree.map(jnp.asarray, wire.decode(reply).latents)
+  )
+  logits = world.mask_model.apply(
+    state.mask, latents, train=False, method='decode'
+  )
+  expected = world.unprotected_logits('north', image)
+  scale = float(jnp.max(jnp.abs(expected)))
+  np.testing.assert_allclose(logits, expected, atol=1e-4 * scale)
+  mask = client.reveal(state, reply, ticket)
+  assert mask.dtype == np.uint8 and mask.shape == (2, 32, 64)
+  clear = np.ptp(np.sort(expected, -1)[..., -2:], axis=-1) > 1e-3 * scale
+  np.testing.assert_array_equal(mask[clear], np.argmax(expected, -1)[clear])
+
+
+def test_what_crosses_does_not_look_like_latents(world):
+  image = world.images()
+  state = world.states['north']
+  message, _ = world.clients['north'].protect(state, image)
+  z = world.image_model.apply(state.image, image, train=False, method='encode')
+  for name, w in wire.decode(message).latents.items():
+    correlation = np.corrcoef(w.ravel(), np.asarray(z[name]).ravel())[0, 1]
+    assert abs(correlation) < 0.5
+    assert not np.allclose(w, z[name], atol=0.1)
+
+
+def test_another_clients_secret_gives_noise(world):
+  image = world.images()
+  client, state = world.clients['north'], world.states['north']
+  message, _ = client.protect(state, image)
+  z = world.image_model.apply(state.image, image, train=False, method='encode')
+  protected = jax.tree.map(jnp.asarray, wire.decode(message).latents)
+
+  def relative_error(secret):
+    guess = world.transform.inverse(secret, protected)
+    error = sum(float(jnp.sum((guess[k] - z[k]) ** 2)) for k in z)
+    return error / sum(float(jnp.sum(z[k] ** 2)) for k in z)
+
+  assert relative_error(state.secrets['image']) < 1e-9
+  assert relative_error(world.states['south'].secrets['image']) > 0.5
+  assert relative_error(state.secrets['mask']) > 0.5
+
+
+@pytest.mark.parametrize(
+  'dtype, tolerance', [('bfloat16', 3e-2), ('float16', 4e-3)]
+)
+def test_narrow_wire_stays_near(world, dtype, tolerance):
+  narrow = World(wire_dtype=dtype)
+  image = narrow.images()
+  client, state = narrow.clients['north'], narrow.states['north']
+  message, _ = client.protect(state, image)
+  full, _ = world.clients['north'].protect(world.states['north'], image)
+  assert len(message) < 0.6 * len(full)
+  a, b = wire.decode(message).latents, wire.decode(full).latents
+  for name in a:
+    np.testing.assert_allclose(
+      a[name].astype(np.float32),
+      b[name],
+      atol=tolerance * np.abs(b[name]).max(),
+    )
+
+
+def test_without_protection_the_message_holds_the_latents():
+  world = World(protection='none')
+  image = world.images()
+  client, state = world.clients['south'], world.states['south']
+  message, ticket = client.protect(state, image)
+  z = world.image_model.apply(state.image, image, train=False, method='encode')
+  for name, w in wire.decode(message).latents.items():
+    np.testing.assert_allclose(w, z[name], atol=1e-5)
+  reply = world.server.respond(world.server_state, message)
+  assert client.reveal(state, reply, ticket).shape == (2, 32, 64)
+
+
+def test_wrong_replies_are_refused(world):
+  image = world.images()
+  north, south = world.clients['north'], world.clients['south']
+  state = world.states['north']
+  message, ticket = north.protect(state, image)
+  reply = world.server.respond(world.server_state, message)
+  _, other_ticket = north.protect(state, image)
+  with pytest.raises(ValueError, match='message_id'):
+    north.reveal(state, reply, other_ticket)
+  with pytest.raises(ValueError, match='client'):
+    south.reveal(world.states['south'], reply, ticket)
+  with pytest.raises(ValueError, match='direction'):
+    north.reveal(state, message, ticket)
+  with pytest.raises(ValueError, match='of 3 images'):
+    north.reveal(state, reply, ticket._replace(batch=3))
+  with pytest.raises(ValueError):
+    north.reveal(state, reply[:-1], ticket)
+
+
+def test_wrong_queries_are_refused(world):
+  message, _ = world.clients['north'].protect(
+    world.states['north'], world.images()
+  )
+  decoded = wire.decode(message)
+  for change, match in (
+    ({'client': 'east'}, "unknown client 'east'"),
+    ({'key_id': '0' * 16}, 'key_id'),
+    ({'protection': 'none'}, 'protection'),
+    ({'direction': 'contribution'}, 'direction'),
+    ({'modality': 'mask'}, 'modality'),
+  ):
+    bad = wire.encode(decoded._replace(**change))
+    with pytest.raises(ValueError, match=match):
+      world.server.respond(world.server_state, bad)
+
+
+def test_a_mask_with_unknown_classes_is_refused(world):
+  mask = np.full((1, 32, 64), NUM_CLASSES, np.uint8)
+  with pytest.raises(ValueError, match='classes 0 to 2, found 3'):
+    world.clients['north'].contribute(
+      world.states['north'], world.images(1), mask
+    )
+
+
+def write_contributions(world, folder, count=3):
+  rng = np.random.default_rng(0)
+  for name in NAMES:
+    for i in range(count):
+      image = rng.random((2, 32, 64, 1), np.float32)
+      mask = rng.integers(0, NUM_CLASSES, (2, 32, 64), np.uint8)
+      pair = world.clients[name].contribute(world.states[name], image, mask)
+      for modality, message in zip(('image', 'mask'), pair, strict=True):
+        path = folder / name / f'train-{i}.{modality}.msg'
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(message)
+  return sorted(folder.glob('*/*.msg'))
+
+
+def read(world, paths):
+  return server_lib.read_contributions(
+    paths,
+    transform=world.transform,
+    secrets=world.server_state.secrets,
+    key_ids=world.key_ids,
+  )
+
+
+def test_contributions_come_back_as_the_latents_they_were(world, tmp_path):
+  pairs = read(world, write_contributions(world, tmp_path))
+  assert pairs['client'].tolist() == [0] * 6 + [1] * 6
+  image = np.random.default_rng(0).random((2, 32, 64, 1), np.float32)
+  z = world.image_model.apply(
+    world.states['north'].image, image, train=False, method='encode'
+  )
+  for name in z:
+    np.testing.assert_allclose(pairs['image'][name][:2], z[name], atol=1e-4)
+
+
+def test_damaged_contributions_are_named(world, tmp_path):
+  paths = write_contributions(world, tmp_path, count=1)
+  victim = paths[1]
+  whole = victim.read_bytes()
+  victim.write_bytes(whole[: len(whole) // 2])
+  with pytest.raises(ValueError, match=f'{victim.name}.*contribute again'):
+    read(world, paths)
+  victim.unlink()
+  with pytest.raises(ValueError, match=f'{victim.name}: missing'):
+    read(world, paths)
+  other = paths[3]
+  shutil.copy(other, victim)
+  with pytest.raises(ValueError, match='not of one contribution'):
+    read(world, paths)
+  with pytest.raises(ValueError, match='no contributions'):
+    read(world, [])
+
+
+def test_server_never_imports_the_client():
+  source = pathlib.Path(server_lib.__file__).read_text()
+  assert 'client as' not in source and 'models' not in source

@@ -1,0 +1,318 @@
+"""Tests of models/: sizes, shapes, and what each network lets through."""
+
+import fractions
+import functools
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from ppcmi_jax import models
+from ppcmi_jax.models import autoencoder, fused, mapping, unet
+
+TINY = (2, 3, 4, 5, 6)
+SCALES = ('s3', 's4', 'b')
+
+
+def shape(*dims):
+  return jax.ShapeDtypeStruct(dims, jnp.float32)
+
+
+def abstract(module, x, **kwargs):
+  """Shapes of (outputs, variables), without computing anything."""
+  init = functools.partial(module.init_with_output, train=False, **kwargs)
+  return jax.eval_shape(init, jax.random.key(0), x)
+
+
+def variables_of(module, x, seed=0):
+  """Random variables; drawn by numpy, as compiling an init takes long."""
+  rng = np.random.default_rng(seed)
+
+  def draw(path, leaf):
+    if path[-1].key == 'kernel':
+      scale = np.sqrt(2 / math.prod(leaf.shape[:-1]))
+      return np.float32(scale * rng.standard_normal(leaf.shape))
+    return np.full(leaf.shape, path[-1].key in ('scale', 'var'), np.float32)
+
+  return jax.tree_util.tree_map_with_path(draw, abstract(module, x)[1])
+
+
+def num_parameters(module, x):
+  leaves = jax.tree.leaves(abstract(module, x)[1]['params'])
+  return sum(math.prod(leaf.shape) for leaf in leaves)
+
+
+def latents_of(widths=TINY[2:], side=4, batch=2, seed=0):
+  rng = np.random.default_rng(seed)
+  sides = (side, side // 2, side // 4)
+  return {
+    name: np.float32(rng.uniform(size=(batch, s, s, c)))
+    for name, s, c in zip(SCALES, sides, widths)
+  }
+
+
+def shapes_of(tree):
+  return {name: leaf.shape for name, leaf in tree.items()}
+
+
+@pytest.mark.parametrize('channels, expected', [(3, 877_859), (1, 877_281)])
+def test_autoencoder_has_the_published_number_of_parameters(channels, expected):
+  model = autoencoder.Autoencoder(channels=channels)
+  assert num_parameters(model, shape(1, 32, 32, channels)) == expected
+
+
+@pytest.mark.parametrize('pooling', ['pyramid', 'official'])
+def test_mapping_has_the_published_number_of_parameters(pooling):
+  latents = {'s3': shape(1, 8, 8, 64), 's4': shape(1, 4, 4, 128)}
+  latents['b'] = shape(1, 2, 2, 256)
+  model = mapping.MappingNetwork(pooling=pooling)
+  assert num_parameters(model, latents) == 58_788_480
+
+
+def test_unet_has_the_published_number_of_parameters():
+  assert num_parameters(unet.UNet(3), shape(1, 32, 32, 3)) == 31_043_651
+
+
+def test_models_are_listed_by_name():
+  assert {
+    'autoencoder': autoencoder.Autoencoder,
+    'mapping': mapping.MappingNetwork,
+    'fused_mapping': fused.FusedMapping,
+    'unet': unet.UNet,
+  } == models.MODELS
+
+
+@pytest.mark.parametrize(
+  'height, width', [(32, 32), (96, 96), (160, 160), (320, 320), (64, 160)]
+)
+@pytest.mark.parametrize('skips', [True, False])
+def test_any_multiple_of_32_is_encoded_and_decoded(height, width, skips):
+  x = shape(2, height, width, 3)
+  model = autoencoder.Autoencoder(channels=3, skips=skips)
+  latents, _ = abstract(model, x, method='encode')
+  assert shapes_of(latents) == {
+    's3': (2, height // 8, width // 8, 64),
+    's4': (2, height // 16, width // 16, 128),
+    'b': (2, height // 32, width // 32, 256),
+  }
+  assert abstract(model, x)[0].shape == x.shape
+
+
+@pytest.mark.parametrize(
+  'dims', [(1, 16, 16, 1), (1, 33, 32, 1), (1, 64, 100, 1), (32, 32, 1)]
+)
+def test_other_sizes_are_refused(dims):
+  with pytest.raises(ValueError, match='divisible by 32') as error:
+    abstract(autoencoder.Autoencoder(channels=1), shape(*dims))
+  assert str(dims) in str(error.value)
+  assert '\n' not in str(error.value)
+
+
+def test_upsampling_is_bilinear_with_half_pixel_centres():
+  x = np.array([[0.0, 4.0], [8.0, 20.0]], np.float32)
+  along = np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
+  found = autoencoder.upsample(jnp.stack([x, -x], -1)[None])
+  assert found.shape == (1, 4, 4, 2)
+  np.testing.assert_allclose(found[0, ..., 0], along @ x @ along.T, atol=1e-6)
+  np.testing.assert_allclose(found[0, 0, :, 0], [0, 1, 3, 4], atol=1e-6)
+  np.testing.assert_array_equal(found[..., 1], -found[..., 0])
+
+
+@pytest.fixture(scope='module')
+def trained():
+  """A tiny autoencoder, applied once with train=True and once without."""
+  model = autoencoder.Autoencoder(channels=2, widths=TINY)
+  x = np.float32(np.random.default_rng(1).uniform(size=(3, 32, 32, 2)))
+  variables = variables_of(model, x)
+  run = lambda train: model.apply(
+    variables, x, train=train, mutable=['batch_stats']
+  )
+  outputs = jax.jit(lambda: (run(True), run(False)))()
+  return model, variables, x, outputs
+
+
+def test_only_training_moves_the_batch_statistics(trained):
+  _, variables, _, ((trained_out, moved), (out, kept)) = trained
+  before = jax.tree.leaves(variables['batch_stats'])
+  for a, b, c in zip(
+    before, jax.tree.leaves(moved), jax.tree.leaves(kept), strict=True
+  ):
+    assert not np.allclose(a, b)
+    np.testing.assert_array_equal(a, c)
+  assert not np.allclose(trained_out, out)
+
+
+def test_statistics_move_a_tenth_of_the_way(trained):
+  _, variables, x, ((_, moved), _) = trained
+  kernel = variables['params']['encoder']['stage1']['conv']['kernel']
+  padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
+  y = sum(
+    padded[:, i : i + 32 : 2, j : j + 32 : 2] @ kernel[i, j]
+    for i in range(3)
+    for j in range(3)
+  )
+  stats = moved['batch_stats']['encoder']['stage1']['norm']
+  np.testing.assert_allclose(stats['mean'], 0.1 * y.mean((0, 1, 2)), rtol=1e-4)
+  np.testing.assert_allclose(
+    stats['var'], 0.9 + 0.1 * y.var((0, 1, 2)), rtol=1e-4
+  )
+
+
+@pytest.mark.parametrize('skips', [True, False])
+def test_the_decoder_sees_fine_latents_only_through_skips(skips):
+  latents = latents_of()
+  decoder = autoencoder.Decoder(2, TINY, skips)
+  variables = variables_of(decoder, latents)
+  decode = jax.jit(lambda z: decoder.apply(variables, z, train=False))
+  before = decode(latents)
+  for name in SCALES:
+    changed = not np.allclose(before, decode({**latents, name: -latents[name]}))
+    assert changed == (skips or name == 'b')
+
+
+def test_pooling_matrix_is_adaptive_average_pooling():
+  # Also where there are more cells than positions.
+  cases = [(s, n) for s in mapping.POOL_SIZES for n in range(1, 13)]
+  matrices = jax.jit(lambda: [mapping.pooling_matrix(*c) for c in cases])()
+  for (size, length), matrix in zip(cases, matrices, strict=True):
+    x = np.random.default_rng(length).normal(size=length)
+    cell = fractions.Fraction(length, size)
+    expected = [
+      np.mean(x[math.floor(i * cell) : math.ceil((i + 1) * cell)])
+      for i in range(size)
+    ]
+    assert matrix.shape == (size, length)
+    found = np.asarray(matrix) @ x
+    np.testing.assert_allclose(found, expected, rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize('pooling', ['pyramid', 'official'])
+def test_only_the_pyramid_knows_where_things_are(pooling):
+  # Branches that are constant in space commute with any order of positions.
+  rng = np.random.default_rng(0)
+  x = np.float32(rng.normal(size=(1, 6, 6, 16)))
+  module = mapping.PyramidPooling(8, pooling)
+  variables = variables_of(module, x)
+  apply = jax.jit(lambda x: module.apply(variables, x, train=False))
+  order = rng.permutation(36)
+  shuffle = lambda x: np.reshape(x, (36, -1))[order]
+  moved = apply(shuffle(x).reshape(x.shape)).reshape(36, -1)
+  assert np.allclose(moved, shuffle(apply(x)), atol=1e-5) == (
+    pooling == 'official'
+  )
+
+
+@pytest.mark.parametrize('pooling', ['pyramids', '', None])
+def test_an_unknown_pooling_is_refused(pooling):
+  model = mapping.MappingNetwork(width=0.1, pooling=pooling)
+  with pytest.raises(ValueError, match="pooling: expected 'pyramid' or"):
+    abstract(model, {'b': shape(1, 1, 1, 4)})
+
+
+@pytest.mark.parametrize(
+  'sides, smallest',
+  [
+    ((8, 8), (1, 1)),
+    ((16, 16), (2, 2)),
+    ((32, 32), (4, 4)),  # three times and no more
+    ((20, 20), (5, 5)),
+    ((5, 5), (5, 5)),
+    ((1, 1), (1, 1)),
+    ((6, 4), (3, 2)),
+    ((8, 3), (8, 3)),  # one odd side is enough
+  ],
+)
+def test_mapping_pools_while_both_sides_are_even(sides, smallest):
+  block = mapping.MappingBlock(width=0.1)
+  x = shape(2, *sides, 6)
+  out, tree = abstract(block, x, capture_intermediates=True)
+  assert out.shape == x.shape
+  assert tree['intermediates']['d3_conv']['__call__'][0].shape[1:3] == smallest
+
+
+@pytest.mark.parametrize(
+  'model',
+  [mapping.MappingNetwork(width=0.1), fused.FusedMapping(widths=(8, 8, 8))],
+  ids=['published', 'fused'],
+)
+@pytest.mark.parametrize('height, width', [(1, 1), (3, 3), (5, 2), (10, 10)])
+def test_mappings_keep_names_and_shapes(model, height, width):
+  latents = {
+    name: shape(2, height * f, width * f, c)
+    for name, f, c in zip(SCALES, (4, 2, 1), TINY)
+  }
+  assert shapes_of(abstract(model, latents)[0]) == shapes_of(latents)
+
+
+@pytest.mark.parametrize(
+  'make, connected',
+  [
+    (functools.partial(mapping.MappingNetwork, width=0.01), np.eye(3)),
+    (functools.partial(fused.FusedMapping, widths=(8, 8, 8)), np.ones((3, 3))),
+  ],
+  ids=['published', 'fused'],
+)
+def test_which_output_depends_on_which_input(make, connected):
+  latents = latents_of()
+  variables = variables_of(make(), latents)
+  both = jax.jit(
+    lambda z: [make(relu=r).apply(variables, z, train=False) for r in (0, 1)]
+  )
+  before, after_relu = both(latents)
+  assert min(z.min() for z in before.values()) < 0
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(np.maximum(a, 0), b, atol=1e-6),
+    before,
+    after_relu,
+  )
+  changed = np.zeros((3, 3))
+  for i, source in enumerate(SCALES):
+    after, _ = both({**latents, source: latents[source] + 1})
+    for j, target in enumerate(SCALES):
+      changed[i, j] = not np.allclose(before[target], after[target], atol=1e-6)
+  np.testing.assert_array_equal(changed, connected)
+
+
+@pytest.mark.parametrize(
+  'model, x',
+  [
+    (autoencoder.Autoencoder(1, TINY, axis_name='batch'), shape(2, 32, 32, 1)),
+    (unet.UNet(2, width=2, depth=2, axis_name='batch'), shape(2, 8, 8, 1)),
+    (mapping.MappingNetwork(0.01, axis_name='batch'), latents_of()),
+    (fused.FusedMapping((8, 8, 8), axis_name='batch'), latents_of()),
+  ],
+  ids=['autoencoder', 'unet', 'mapping', 'fused'],
+)
+@pytest.mark.parametrize('train', [True, False])
+def test_every_normalisation_shares_its_statistics(model, x, train):
+  """One layer without axis_name would make devices drift apart, silently."""
+  seen = []
+
+  def look(call, args, kwargs, context):
+    norm = context.module
+    if isinstance(norm, nn.BatchNorm):
+      seen.append((norm.axis_name, norm.use_running_average))
+      seen.append((norm.momentum, norm.epsilon))  # PyTorch's 0.1 and 1e-5
+    return call(*args, **kwargs)
+
+  variables = abstract(model, x)[1]
+  rngs = {'dropout': jax.random.key(0)}
+  run = lambda v, x: model.apply(
+    v, x, train=train, rngs=rngs, mutable=['batch_stats']
+  )
+  sharded = jax.tree.map(lambda leaf: shape(2, *leaf.shape), x)
+  with nn.intercept_methods(look):
+    jax.eval_shape(
+      jax.vmap(run, in_axes=(None, 0), axis_name='batch'), variables, sharded
+    )
+  assert set(seen) == {('batch', not train), (0.9, 1e-5)}
+
+
+@pytest.mark.parametrize('depth, side', [(4, 16), (1, 6), (2, 4)])
+def test_unet_keeps_the_size(depth, side):
+  model = unet.UNet(5, width=2, depth=depth)
+  logits, _ = abstract(model, shape(2, side, 2 * side, 1))
+  assert logits.shape == (2, side, 2 * side, 5)

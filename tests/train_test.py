@@ -1,0 +1,262 @@
+"""train.py and eval.py as a user runs them: end to end, killed, misused."""
+
+import json
+import os
+import pathlib
+import shutil
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from configs import smoke
+from ppcmi_jax import collaboration, keyring
+
+ROOT = pathlib.Path(__file__).parent.parent
+CLIENTS = ('1', '2', '3')
+
+
+@pytest.fixture(scope='module')
+def environment(tmp_path_factory):
+  """Returns the environment of the scripts: own cache of compiled programs."""
+  cache = tmp_path_factory.mktemp('cache')
+  return os.environ | {
+    'XDG_CACHE_HOME': str(cache),
+    'JAX_PLATFORMS': 'cpu',
+    'PYTHONWARNINGS': 'ignore',
+  }
+
+
+@pytest.fixture(scope='module')
+def data_dir(tmp_path_factory):
+  return tmp_path_factory.mktemp('data')
+
+
+@pytest.fixture(scope='module')
+def script(environment, data_dir):
+  """Returns a function that starts a script on the smoke configuration."""
+
+  def start(name, workdir, *flags, config='configs/smoke.py', folder=ROOT):
+    return subprocess.Popen(
+      [
+        sys.executable,
+        str(ROOT / name),
+        f'--config={config}',
+        f'--workdir={workdir}',
+        f'--config.data_dir={data_dir}',
+        *flags,
+      ],
+      cwd=folder,
+      env=environment,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  return start
+
+
+def finish(process):
+  out, err = process.communicate(timeout=600)
+  return process.returncode, out, err
+
+
+def refused(process):
+  """Asserts exit code 2 and returns the one line that says why."""
+  code, _, err = finish(process)
+  assert code == 2, err
+  assert 'Traceback' not in err
+  lines = [line for line in err.splitlines() if '.py: ' in line]
+  assert len(lines) == 1, err
+  return lines[0]
+
+
+@pytest.fixture(scope='module')
+def trained(script, tmp_path_factory):
+  """Returns a workdir that was trained and evaluated, and what was printed."""
+  workdir = tmp_path_factory.mktemp('run') / 'smoke'
+  code, train_out, err = finish(script('train.py', workdir))
+  assert code == 0, err
+  code, eval_out, err = finish(script('eval.py', workdir))
+  assert code == 0, err
+  return workdir, train_out, eval_out
+
+
+def config_of(data_dir):
+  config = smoke.get_config()
+  config.data_dir = str(data_dir)
+  return config
+
+
+def digests(workdir):
+  """Returns {task: digest of the final checkpoint's arrays}."""
+  found = {}
+  for task in (workdir / 'checkpoints').iterdir():
+    last = max(int(p.name) for p in task.iterdir() if p.name.isdigit())
+    text = (task / str(last) / 'meta' / 'metadata').read_text()
+    found[task.name] = (last, json.loads(text)['sha256'])
+  return found
+
+
+def test_one_run_gives_tables_json_and_pictures(trained):
+  workdir, train_out, eval_out = trained
+  for split in ('train', 'valid', 'test'):
+    assert split in train_out
+  for word in ('Dice', 'HD95 mm', 'PSNR', 'protect ms', 'prior', 'ceiling'):
+    assert word in eval_out
+  results = json.loads((workdir / 'eval' / 'results.json').read_text())
+  assert set(results['clients']) == set(CLIENTS)
+  for name in CLIENTS:
+    scores = results['clients'][name]
+    assert 0 <= scores['segmentation']['fetal head']['dice'] <= 1
+    assert scores['query']['latency']['total']['p50_ms'] > 0
+    picture = (workdir / 'report' / f'{name}.png').read_bytes()
+    assert picture.startswith(b'\x89PNG')
+  assert (workdir / 'split.csv').read_text().startswith('case,subject,site')
+  assert (workdir / 'metrics.jsonl').read_text().count('\n') == 3 * 7
+
+
+def test_secrets_stay_in_their_folder(trained):
+  workdir, _, _ = trained
+  assert (workdir / 'secrets').stat().st_mode & 0o777 == 0o700
+  secrets = [
+    keyring.load(workdir / 'secrets' / f'{name}.key') for name in CLIENTS
+  ]
+  assert len(set(secrets)) == 3
+  others = [
+    path
+    for path in workdir.rglob('*')
+    if path.is_file() and path.parent.name != 'secrets'
+  ]
+  assert len(others) > 50
+  for path in others:
+    content = path.read_bytes()
+    for secret in secrets:
+      assert secret not in content and secret.hex().encode() not in content
+
+
+def test_training_again_does_nothing_new(trained, script):
+  workdir, _, _ = trained
+  before = digests(workdir)
+  code, _, err = finish(script('train.py', workdir))
+  assert code == 0, err
+  assert digests(workdir) == before
+
+
+def wait_for(condition, process, seconds=300):
+  """Waits until condition() holds; False if the process ended before."""
+  deadline = time.monotonic() + seconds
+  while time.monotonic() < deadline:
+    if condition():
+      return True
+    if process.poll() is not None:
+      return False
+    time.sleep(0.0005)
+  raise TimeoutError
+
+
+@pytest.mark.parametrize(
+  'moment',
+  [
+    'checkpoints/image_2/*.orbax-checkpoint-tmp',  # amid a write
+    'checkpoints/mask_3/4',
+    'messages/2/train-000-*',
+    'checkpoints/mapping/*.orbax-checkpoint-tmp',
+  ],
+)
+def test_kill_and_resume_is_bit_exact(moment, trained, script, tmp_path):
+  """Kills with SIGKILL at a moment, restarts, compares the final weights."""
+  reference, _, _ = trained
+  workdir = tmp_path / 'killed'
+  shutil.copytree(reference / 'secrets', workdir / 'secrets')
+  process = script('train.py', workdir)
+  wait_for(lambda: any(workdir.glob(moment)), process)
+  process.send_signal(signal.SIGKILL)
+  assert finish(process)[0] == -signal.SIGKILL
+  code, _, err = finish(script('train.py', workdir))
+  assert code == 0, err
+  assert digests(workdir) == digests(reference)
+
+
+def test_damaged_checkpoint_falls_back_and_says_so(trained, script, tmp_path):
+  reference, _, _ = trained
+  workdir = tmp_path / 'damaged'
+  shutil.copytree(reference, workdir)
+  step = workdir / 'checkpoints' / 'mapping' / '12'
+  data = max(step.rglob('*'), key=lambda p: p.is_file() and p.stat().st_size)
+  content = bytearray(data.read_bytes())
+  content[len(content) // 2] ^= 0xFF
+  data.write_bytes(content)
+  line = refused(script('eval.py', workdir))
+  assert 'step 8 of 12' in line and 'run train.py to continue' in line
+  code, _, err = finish(script('train.py', workdir))
+  assert code == 0, err
+  assert digests(workdir) == digests(reference)
+
+
+@pytest.mark.parametrize('name', ['train.py', 'eval.py'])
+def test_unknown_config_is_one_line(script, name, tmp_path):
+  line = refused(script(name, tmp_path / 'w', config='configs/none.py'))
+  assert 'configs/none.py' in line
+
+
+def test_unknown_method_is_one_line(script, tmp_path):
+  process = script('train.py', tmp_path / 'w', config='configs/smoke.py:resnet')
+  line = refused(process)
+  assert "'resnet'" in line and 'ppcmi_sf' in line
+
+
+def test_unwritable_workdir_is_one_line(script, tmp_path):
+  (tmp_path / 'file').write_text('')
+  line = refused(script('train.py', tmp_path / 'file' / 'run'))
+  assert 'cannot be written to' in line and '--workdir' in line
+
+
+def test_workdir_of_another_config_is_one_line(trained, script):
+  workdir, _, _ = trained
+  line = refused(script('train.py', workdir, '--config.mapping_steps=13'))
+  assert 'mapping_steps was 12, now 13' in line
+
+
+def test_evaluating_an_untrained_workdir_is_one_line(script, tmp_path):
+  line = refused(script('eval.py', tmp_path / 'nothing'))
+  assert 'run train.py' in line
+  assert not (tmp_path / 'nothing').exists()
+
+
+def copy_without_checkpoints(reference, workdir):
+  shutil.copytree(
+    reference, workdir, ignore=shutil.ignore_patterns('report', 'eval')
+  )
+  return workdir
+
+
+def test_missing_key_is_refused(trained, data_dir, tmp_path):
+  workdir = copy_without_checkpoints(trained[0], tmp_path / 'w')
+  key = workdir / 'secrets' / '2.key'
+  key.unlink()
+  for call in (collaboration.train, collaboration.restore):
+    with pytest.raises(ValueError, match=r'2\.key'):
+      call(config_of(data_dir), workdir)
+  assert not key.exists()
+
+
+def test_wrong_key_is_refused(trained, data_dir, tmp_path):
+  workdir = copy_without_checkpoints(trained[0], tmp_path / 'w')
+  key = workdir / 'secrets' / '2.key'
+  shutil.copy(workdir / 'secrets' / '1.key', key)
+  for call in (collaboration.train, collaboration.restore):
+    with pytest.raises(ValueError, match=r'2\.key') as error:
+      call(config_of(data_dir), workdir)
+    assert keyring.load(key).hex() not in str(error.value)
+
+
+def test_baseline_trains_and_evaluates(script, tmp_path):
+  config = 'configs/smoke.py:unet'
+  code, _, err = finish(script('train.py', tmp_path / 'w', config=config))
+  assert code == 0, err
+  code, out, err = finish(script('eval.py', tmp_path / 'w', config=config))
+  assert code == 0, err
+  assert 'prior' in out and 'ceiling' not in out
