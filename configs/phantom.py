@@ -29,18 +29,19 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
     'translation': 0.05,
     'gamma': 0.2,
     'gain': 0.1,
+    'probability': 0.5,  # contributions: all but each pair itself
   }
 
   # Optimisation
-  config.batch_size = 16
-  config.learning_rate = 2e-3
   config.schedule = 'cosine'
   config.weight_decay = 1e-4
-  config.eval_every = 100
+  config.eval_every = 250
   config.patience = 20  # validations
 
   if method == 'unet':
     config.unet_width = 16
+    config.unet_batch_size = 8
+    config.unet_learning_rate = 3e-3
     config.unet_steps = 1500
     return config
 
@@ -48,15 +49,20 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.official_losses = False
   config.autoencoder_widths = (16, 32, 64, 128, 256)
   config.skips = True
-  config.image_steps = 300
-  config.mask_steps = 450
-  config.latent_noise = 0.2
+  config.upsampling = 'shuffle'
+  config.autoencoder_batch_size = 4
+  config.autoencoder_learning_rate = 6e-3
+  config.image_steps = 500
+  config.mask_steps = 1000
+  config.latent_noise = 0.1
   config.latent_mixing = 0.5
   config.protection = 'klt'
   config.wire_dtype = 'float16'
-  config.copies = 12  # augmented contributions of each pair, beside itself
+  config.copies = 8  # augmented contributions of each pair, beside itself
   config.mapping = 'fused_mapping'
-  config.mapping_options = ml_collections.ConfigDict({'widths': (96, 160, 256)})
+  config.mapping_options = {'widths': (96, 160, 256)}
   config.standardise = True
-  config.mapping_steps = 600
+  config.mapping_batch_size = 16
+  config.mapping_learning_rate = 3e-3
+  config.mapping_steps = 1500
   return config

@@ -14,11 +14,11 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config = phantom.get_config(method)
   config.dataset_options = {'num_subjects': 15, 'size': 32}
   config.image_size = 32
-  config.batch_size = 4
   config.eval_every = 4
   if method == 'unet':
     config.unet_width = 4
     config.unet_steps = 12
+    config.unet_batch_size = 4
     return config
   config.autoencoder_widths = (4, 4, 8, 8, 8)
   config.image_steps = 12
@@ -26,4 +26,5 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.copies = 1
   config.mapping_options = {'widths': (8, 8, 8)}
   config.mapping_steps = 12
+  config.mapping_batch_size = 4
   return config

@@ -38,6 +38,7 @@ def augment(
   gamma: float = 0.0,
   gain: float = 0.0,
   noise: float = 0.0,
+  probability: float = 1.0,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns a random variation of each pair.
 
@@ -51,12 +52,15 @@ def augment(
     gamma: largest relative change of the exponent of grey values.
     gain: largest relative change of the brightness.
     noise: standard deviation of additive Gaussian noise.
+    probability: share of the pairs that are varied; the others come back as
+      they are.
   """
 
   def one(key, image, mask):
     affine_key, noise_key = jax.random.split(key)
     # One draw for all: each separate draw costs a second of compilation.
-    draws = jax.random.uniform(affine_key, (7,), minval=-1, maxval=1)
+    draws = jax.random.uniform(affine_key, (8,), minval=-1, maxval=1)
+    original = image, mask
     if rotation_deg or scale or translation:
       where = _coordinates(draws, *mask.shape, rotation_deg, scale, translation)
 
@@ -76,6 +80,11 @@ def augment(
       image = image * jnp.exp(jnp.log1p(gain) * draws[6])
     if noise:
       image = image + noise * jax.random.normal(noise_key, image.shape)
-    return jnp.clip(image, 0, 1), mask
+    chosen = (draws[7] + 1) / 2 < probability
+    return jax.tree.map(
+      lambda new, old: jnp.where(chosen, new, old),
+      (jnp.clip(image, 0, 1), mask),
+      original,
+    )
 
   return jax.vmap(one)(keys, image, mask)

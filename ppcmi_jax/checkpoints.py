@@ -85,7 +85,8 @@ class Checkpoints:
           return restored.state
         reason = 'its arrays do not match their checksum'
       except Exception as error:  # Orbax raises many kinds for damaged files
-        reason = f'{type(error).__name__}: {str(error).splitlines()[0][:200]}'
+        first_line = str(error).strip().partition('\n')[0][:200]
+        reason = f'{type(error).__name__}: {first_line}'
       self._warn(
         f'checkpoint {self._directory / str(step)} is damaged ({reason}); '
         'falling back to the one before it'

@@ -202,7 +202,7 @@ def contribute(
   Training pairs are sent once as they are and `copies` times augmented;
   augmentation is drawn from (seed, round, first row).
   """
-  options = dict(config.augment)
+  options = {**config.augment, 'probability': 1.0}
   augment = jax.jit(
     lambda keys, image, mask: augmentation.augment(
       keys, tasks.unit_image(image), mask, **options

@@ -89,7 +89,6 @@ def fit(case: Mapping[str, Any], size: int) -> dict[str, Any]:
   """
   image, mask = case['image'], case['mask']
   scale = size / max(mask.shape)
-  spacing_mm = np.asarray(case['spacing_mm'], np.float32) / np.float32(scale)
   text = {k: case[k].decode() for k in ('subject', 'site', 'case')}
   if scale != 1:
     height, width = (max(1, round(side * scale)) for side in mask.shape)
@@ -101,6 +100,8 @@ def fit(case: Mapping[str, Any], size: int) -> dict[str, Any]:
       [resize(image[..., c], resample) for c in range(image.shape[-1])], -1
     )
     mask = resize(mask, Image.Resampling.NEAREST)
+  shrunk = np.divide(case['mask'].shape, mask.shape)  # sides are whole pixels
+  spacing_mm = np.float32(case['spacing_mm'] * shrunk)
   top, left = ((size - side) // 2 for side in mask.shape)
   window = np.s_[top : top + mask.shape[0], left : left + mask.shape[1]]
   square_image = np.zeros((size, size, image.shape[-1]), image.dtype)
@@ -110,7 +111,7 @@ def fit(case: Mapping[str, Any], size: int) -> dict[str, Any]:
     'image': square_image,
     'mask': square_mask,
     'spacing_mm': spacing_mm,
-    'position': case['position'],
+    'position': np.int32(case['position']),
     **text,
   }
 
@@ -142,7 +143,7 @@ def split(
   """
   result = np.full(len(examples.case), 'train', dtype='<U5')
   if mode == 'subjects':
-    for site in np.unique(examples.site):
+    for site in map(str, np.unique(examples.site)):
       subjects = np.unique(examples.subject[examples.site == site])
       np.random.default_rng([seed, len(subjects)]).shuffle(subjects)
       num_test = max(1, round(test_fraction * len(subjects)))
@@ -156,7 +157,7 @@ def split(
       result[np.isin(examples.subject, test)] = 'test'
       result[np.isin(examples.subject, valid)] = 'valid'
   elif mode == 'blocks':
-    for subject in np.unique(examples.subject):
+    for subject in map(str, np.unique(examples.subject)):
       rows = np.flatnonzero(examples.subject == subject)
       rows = rows[np.argsort(examples.position[rows])]
       for stretch in np.array_split(rows, max(1, round(len(rows) / 28))):

@@ -45,12 +45,12 @@ class Learners(NamedTuple):
   latents: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]]
 
 
-def _trainer(config, task, steps) -> training.Trainer:
+def _trainer(config, task, learner, steps) -> training.Trainer:
   return training.Trainer(
     task,
     steps=steps,
-    batch_size=config.batch_size,
-    learning_rate=config.learning_rate,
+    batch_size=config[f'{learner}_batch_size'],
+    learning_rate=config[f'{learner}_learning_rate'],
     schedule=config.schedule,
     weight_decay=config.weight_decay,
     eval_every=config.eval_every,
@@ -71,6 +71,7 @@ def autoencoders(config: Any, *, channels: int, num_classes: int) -> Learners:
     models.MODELS['autoencoder'],
     widths=tuple(config.autoencoder_widths),
     skips=config.skips,
+    upsampling=config.upsampling,
     axis_name='batch',
   )
   image_model = autoencoder(channels=channels)
@@ -99,8 +100,8 @@ def autoencoders(config: Any, *, channels: int, num_classes: int) -> Learners:
   return Learners(
     image_model,
     mask_model,
-    _trainer(config, image_task, config.image_steps),
-    _trainer(config, mask_task, config.mask_steps),
+    _trainer(config, image_task, 'autoencoder', config.image_steps),
+    _trainer(config, mask_task, 'autoencoder', config.mask_steps),
     image_task,
     mask_task,
     {
@@ -140,7 +141,7 @@ def mapping(
     image_statistics=statistics['image'],
     mask_statistics=statistics['mask'],
   )
-  return task, _trainer(config, task, config.mapping_steps)
+  return task, _trainer(config, task, 'mapping', config.mapping_steps)
 
 
 def baseline(
@@ -156,4 +157,4 @@ def baseline(
     num_classes=num_classes,
     augment=dict(config.augment),
   )
-  return task, _trainer(config, task, config.unet_steps)
+  return task, _trainer(config, task, 'unet', config.unet_steps)

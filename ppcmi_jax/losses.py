@@ -45,6 +45,7 @@ def segmentation(*, logits: jax.Array, labels: jax.Array):
 
   Dice is taken per class over the whole batch, and averaged over the classes
   that the batch holds, so that a small class weighs as much as a large one.
+  Under pmap the batch is a device's own share of it.
 
   Args:
     logits: [B, H, W, K].

@@ -92,22 +92,26 @@ class Workdir:
   def _check_config(self, path, config):
     try:
       found = json.loads(path.read_text())
+      if not isinstance(found, dict):
+        raise ValueError
     except ValueError:
       raise ValueError(
-        f'{path}: damaged, not JSON; restore it or choose another --workdir'
+        f'{path}: damaged, not a JSON object; restore it or choose another '
+        '--workdir'
       ) from None
     missing = object()
+    shown = lambda tree, key: repr(tree[key]) if key in tree else 'not set'
     differing = sorted(
       key
       for key in {*found, *config}
       if found.get(key, missing) != config.get(key, missing)
     )
     if differing:
-      shown = '; '.join(
-        f'{key} was {found.get(key)!r}, now {config.get(key)!r}'
+      changes = '; '.join(
+        f'{key} was {shown(found, key)}, now {shown(config, key)}'
         for key in differing[:3]
       )
       raise ValueError(
         f'workdir {self.path}: holds a run of another configuration '
-        f'({shown}); choose another --workdir or the configuration it had'
+        f'({changes}); choose another --workdir or the configuration it had'
       )

@@ -24,9 +24,12 @@ FLOORS = {
   1: 'models datasets official',
   2: 'client server input_pipeline',
   3: 'tasks',
-  4: 'training evaluators',
-  5: 'attacks figures collaboration',
-  6: 'studies report command',
+  4: 'train_step evaluators figures',
+  5: 'training',
+  6: 'learners attacks',
+  7: 'hospitals',
+  8: 'collaboration',
+  9: 'studies report command',
 }
 
 # Package -> the units that are about it. Elsewhere it would make everybody
@@ -43,7 +46,7 @@ HEAVY = {
   'scipy.ndimage': 'datasets metrics',
   'skimage': 'image_metrics',
   'tensorflow': '',
-  'tensorflow_datasets': 'command datasets',
+  'tensorflow_datasets': 'datasets',
   'torch': 'official',
 }
 

@@ -36,29 +36,78 @@ def upsample(x: jax.Array) -> jax.Array:
   )
 
 
-class ConvBatchNormRelu(nn.Module):
-  """3x3 convolution without bias, BatchNorm, ReLU.
+def depth_to_space(x: jax.Array) -> jax.Array:
+  """Turns [B, H, W, 4C] into [B, 2H, 2W, C]: 4 channels become 2x2 pixels."""
+  batch, height, width, channels = x.shape
+  x = x.reshape(batch, height, width, 2, 2, channels // 4)
+  x = x.transpose(0, 1, 3, 2, 4, 5)
+  return x.reshape(batch, 2 * height, 2 * width, channels // 4)
+
+
+def up_conv(
+  x: jax.Array, features: int, upsampling: str, *, use_bias: bool, name: str
+) -> jax.Array:
+  """Doubles the sides of [B, H, W, C] and applies a 3x3 convolution.
+
+  Called inside a compact module, whose child `name` the convolution becomes.
+
+  Args:
+    x: [B, H, W, C].
+    features: output channels.
+    upsampling: 'bilinear', as published, interpolates and convolves; 'shuffle'
+      convolves to four times the channels, which become the 2x2 pixels (Shi
+      et al., CVPR 2016). That costs the same multiply-adds, but each of the
+      four pixels has weights of its own, where interpolation makes fine
+      detail of overlapping tents.
+    use_bias: whether the convolution has a bias.
+    name: of the convolution.
+
+  Raises:
+    ValueError: an unknown upsampling.
+  """
+  if upsampling not in ('bilinear', 'shuffle'):
+    raise ValueError(
+      f"upsampling: expected 'bilinear' or 'shuffle', found {upsampling!r}"
+    )
+  shuffle = upsampling == 'shuffle'
+  x = nn.Conv(
+    4 * features if shuffle else features,
+    (3, 3),
+    padding=1,
+    use_bias=use_bias,
+    name=name,
+  )(x if shuffle else upsample(x))
+  return depth_to_space(x) if shuffle else x
+
+
+class Stage(nn.Module):
+  """3x3 convolution without bias, BatchNorm, ReLU; halves or doubles the sides.
 
   Attributes:
     features: output channels.
-    strides: spatial stride; the padding is one pixel on every side.
+    upsampling: None to halve the sides, or how to double them (`up_conv`).
     axis_name: pmap axis over which batch statistics are averaged, or None.
   """
 
   features: int
-  strides: int = 1
+  upsampling: str | None = None
   axis_name: str | None = None
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    x = nn.Conv(
-      self.features,
-      (3, 3),
-      strides=self.strides,
-      padding=1,
-      use_bias=False,
-      name='conv',
-    )(x)
+    if self.upsampling is None:
+      x = nn.Conv(
+        self.features,
+        (3, 3),
+        strides=2,
+        padding=1,
+        use_bias=False,
+        name='conv',
+      )(x)
+    else:
+      x = up_conv(
+        x, self.features, self.upsampling, use_bias=False, name='conv'
+      )
     x = nn.BatchNorm(
       use_running_average=not train,
       momentum=0.9,
@@ -84,9 +133,9 @@ class Encoder(nn.Module):
       )
     stages = []
     for i, width in enumerate(self.widths):
-      x = ConvBatchNormRelu(
-        width, strides=2, axis_name=self.axis_name, name=f'stage{i + 1}'
-      )(x, train=train)
+      x = Stage(width, axis_name=self.axis_name, name=f'stage{i + 1}')(
+        x, train=train
+      )
       stages.append(x)
     return {'s3': stages[2], 's4': stages[3], 'b': stages[4]}
 
@@ -98,12 +147,14 @@ class Decoder(nn.Module):
     channels: output channels (of the image, or the number of classes).
     widths: the encoder's stage widths, mirrored here.
     skips: whether s4 and s3 are concatenated on the way up.
+    upsampling: 'bilinear' as published, or 'shuffle'; see `up_conv`.
     axis_name: pmap axis over which batch statistics are averaged, or None.
   """
 
   channels: int
   widths: Sequence[int] = (16, 32, 64, 128, 256)
   skips: bool = True
+  upsampling: str = 'bilinear'
   axis_name: str | None = None
 
   @nn.compact
@@ -113,12 +164,12 @@ class Decoder(nn.Module):
     skips = {1: latents['s4'], 2: latents['s3']} if self.skips else {}
     x = latents['b']
     for i, width in enumerate((*self.widths[3::-1],), start=1):
-      x = ConvBatchNormRelu(width, axis_name=self.axis_name, name=f'up{i}')(
-        upsample(x), train=train
+      x = Stage(width, self.upsampling, self.axis_name, name=f'up{i}')(
+        x, train=train
       )
       if i in skips:
         x = jnp.concatenate([x, skips[i]], axis=-1)
-    return nn.Conv(self.channels, (3, 3), padding=1, name='out')(upsample(x))
+    return up_conv(x, self.channels, self.upsampling, use_bias=True, name='out')
 
 
 class Autoencoder(nn.Module):
@@ -131,18 +182,24 @@ class Autoencoder(nn.Module):
     channels: channels in and out (1 or 3 for images, classes for masks).
     widths: channels of the five encoder stages.
     skips: whether the decoder takes s4 and s3 in.
+    upsampling: of the decoder: 'bilinear' as published, or 'shuffle'.
     axis_name: pmap axis over which batch statistics are averaged, or None.
   """
 
   channels: int = 3
   widths: Sequence[int] = (16, 32, 64, 128, 256)
   skips: bool = True
+  upsampling: str = 'bilinear'
   axis_name: str | None = None
 
   def setup(self):
     self.encoder = Encoder(self.widths, self.axis_name)
     self.decoder = Decoder(
-      self.channels, self.widths, self.skips, self.axis_name
+      self.channels,
+      self.widths,
+      self.skips,
+      self.upsampling,
+      self.axis_name,
     )
 
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

@@ -70,14 +70,16 @@ class PyramidPooling(nn.Module):
       )(x)
       return nn.relu(x)
 
+    def cells(size, length):
+      if self.pooling == 'pyramid':
+        return pooling_matrix(size, length)
+      # Equal cells, as many as the official code has: BatchNorm counts them.
+      return jnp.tile(pooling_matrix(1, length), (size, 1))
+
     branches = [x]
     for i, size in enumerate(POOL_SIZES):
-      size = size if self.pooling == 'pyramid' else 1
       pooled = jnp.einsum(
-        'ph,bhwc,qw->bpqc',
-        pooling_matrix(size, height),
-        x,
-        pooling_matrix(size, width),
+        'ph,bhwc,qw->bpqc', cells(size, height), x, cells(size, width)
       )
       pooled = conv_norm_relu(pooled, max(channels // 8, 1), f'branch{i}')
       branches.append(_resize(pooled, height, width))
@@ -96,6 +98,7 @@ class MappingBlock(nn.Module):
   width: float = 1.0
   pooling: str = 'pyramid'
   relu: bool = True
+  dropout: float = 0.2
   axis_name: str | None = None
 
   @nn.compact
@@ -115,7 +118,9 @@ class MappingBlock(nn.Module):
       )(x)
 
     def dropout(x):
-      return nn.Dropout(0.2, broadcast_dims=(1, 2), deterministic=not train)(x)
+      return nn.Dropout(
+        self.dropout, broadcast_dims=(1, 2), deterministic=not train
+      )(x)
 
     def pyramid(x, name):
       return PyramidPooling(
@@ -154,12 +159,14 @@ class MappingNetwork(nn.Module):
     pooling: 'pyramid' or 'official', see PyramidPooling.
     relu: whether outputs end in a ReLU, as published; off where latents are
       standardised and the caller applies it after undoing that.
+    dropout: rate of whole channels dropped at four places of each block.
     axis_name: pmap axis over which batch statistics are averaged, or None.
   """
 
   width: float = 1.0
   pooling: str = 'pyramid'
   relu: bool = True
+  dropout: float = 0.2
   axis_name: str | None = None
 
   @nn.compact
@@ -171,6 +178,7 @@ class MappingNetwork(nn.Module):
         self.width,
         self.pooling,
         self.relu,
+        self.dropout,
         self.axis_name,
         name=f'block_{name}',
       )(latents[name], train=train)

@@ -39,6 +39,12 @@ class UNet(nn.Module):
         x = nn.relu(x)
       return x
 
+    unit = 2**self.depth
+    if x.ndim != 4 or x.shape[1] % unit or x.shape[2] % unit:
+      raise ValueError(
+        f'image: expected [B, H, W, C] with H and W divisible by {unit}, '
+        f'found shape {x.shape}; resize or pad the images first'
+      )
     skips = []
     for i in range(self.depth):
       x = double_conv(x, self.width * 2**i, f'down{i}')

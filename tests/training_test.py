@@ -1,0 +1,170 @@
+"""The pmapped step on one and on four devices; the loop's duties."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from ppcmi_jax import input_pipeline, tasks, train_step, training
+
+
+class Net(nn.Module):
+  """A convolution and a synchronised BatchNorm: the smallest real network."""
+
+  features: int = 2
+  axis_name: str | None = 'batch'
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    x = nn.Conv(4, (3, 3), use_bias=False)(x)
+    x = nn.BatchNorm(
+      use_running_average=not train, momentum=0.9, axis_name=self.axis_name
+    )(x)
+    return nn.Conv(self.features, (1, 1))(nn.relu(x))
+
+
+def task():
+  return tasks.segmentation(Net(), num_classes=2)
+
+
+def arrays(count=16):
+  rng = np.random.default_rng(0)
+  image = rng.integers(0, 255, (count, 8, 8, 1), np.uint8)
+  return {'image': image, 'mask': (image[..., 0] > 127).astype(np.uint8)}
+
+
+def trainer(**options):
+  defaults = {
+    'steps': 6,
+    'batch_size': 4,
+    'learning_rate': 1e-2,
+    'eval_every': 2,
+    'patience': 100,
+  }
+  return training.Trainer(task(), **{**defaults, **options})
+
+
+def test_loss_falls_and_is_logged(tmp_path):
+  rows = []
+  state = trainer(steps=30, eval_every=10).fit(
+    arrays(), arrays(), seed=0, directory=tmp_path, log=rows.append
+  )
+  assert [row['step'] for row in rows] == [10, 20, 30]
+  assert rows[-1]['loss'] < rows[0]['loss']
+  assert int(state.step) == 30
+  assert float(state.best_loss) == pytest.approx(
+    min(row['valid_loss'] for row in rows)
+  )
+
+
+def test_best_variables_are_those_of_the_best_validation(tmp_path):
+  one = trainer(learning_rate=0.5, schedule='constant')
+  state = one.fit(arrays(), arrays(), seed=0, directory=tmp_path)
+  valid_loss = train_step.make_validation_loss(task(), 4)
+  assert valid_loss(state.best_variables, arrays()) == pytest.approx(
+    float(state.best_loss), rel=1e-5
+  )
+
+
+def test_stops_early_and_stays_stopped(tmp_path):
+  nonsense = arrays()
+  nonsense['mask'] = 1 - nonsense['mask']  # training only makes this worse
+  one = trainer(steps=100, eval_every=2, patience=2, learning_rate=0.1)
+  state = one.fit(arrays(), nonsense, seed=0, directory=tmp_path)
+  assert int(state.step) < 100
+  assert int(state.step) - int(state.best_step) == 4
+  again = one.fit(arrays(), nonsense, seed=0, directory=tmp_path)
+  assert int(again.step) == int(state.step)
+  best = one.restore(input_pipeline.take(arrays(), np.arange(1)), tmp_path)
+  jax.tree.map(np.testing.assert_array_equal, best, state.best_variables)
+
+
+def test_non_finite_loss_names_the_step_and_keeps_the_checkpoint(tmp_path):
+  good = arrays()
+  good['image'] = good['image'].astype(np.float32) / 255
+  one = trainer(steps=6, eval_every=2)
+  trainer(steps=4, eval_every=2).fit(good, good, seed=0, directory=tmp_path)
+  bad = {**good, 'image': np.full_like(good['image'], np.nan)}
+  with pytest.raises(FloatingPointError, match=r'task X.*not finite at step 5'):
+    one.fit(bad, good, seed=0, directory=tmp_path, title='task X')
+  state = one.fit(good, good, seed=0, directory=tmp_path)
+  assert int(state.step) == 6
+
+
+def test_interrupted_equals_uninterrupted(tmp_path):
+  whole = trainer().fit(arrays(), arrays(), seed=1, directory=tmp_path / 'a')
+
+  class Stop(Exception):
+    pass
+
+  def stop(row):
+    if row['step'] == 4:
+      raise Stop
+
+  with pytest.raises(Stop):
+    trainer().fit(
+      arrays(), arrays(), seed=1, directory=tmp_path / 'b', log=stop
+    )
+  resumed = trainer().fit(arrays(), arrays(), seed=1, directory=tmp_path / 'b')
+  jax.tree.map(np.testing.assert_array_equal, resumed, whole)
+
+
+def test_restore_refuses_what_has_not_ended(tmp_path):
+  sample = input_pipeline.take(arrays(), np.arange(1))
+  with pytest.raises(ValueError, match='run train'):
+    trainer().restore(sample, tmp_path / 'nothing')
+  trainer(steps=4).fit(arrays(), arrays(), seed=0, directory=tmp_path / 'a')
+  with pytest.raises(ValueError, match='step 4 of 6'):
+    trainer().restore(sample, tmp_path / 'a')
+
+
+def test_unknown_schedule_is_an_error():
+  with pytest.raises(ValueError, match="'linear'"):
+    train_step.optimizer(learning_rate=1.0, steps=1, schedule='linear')
+
+
+def losses_of_steps(num_steps=3):
+  """Returns the losses of the first steps, and the BatchNorm statistics."""
+  one = tasks.image_reconstruction(
+    Net(features=1), augment={'rotation_deg': 10.0, 'gain': 0.1}
+  )
+  tx = train_step.optimizer(learning_rate=1e-2, steps=10, schedule='constant')
+  data, order = arrays(), np.arange(16)
+  state = train_step.init_state(
+    one, tx, jax.random.key(0), input_pipeline.take(data, np.arange(1))
+  )
+  step = train_step.make_train_step(one, tx)
+  losses = []
+  for i in range(num_steps):
+    batch = input_pipeline.batch_at(data, i, order=order, batch_size=8, seed=0)
+    state, metrics = step(state, batch, jax.random.key(1))
+    losses.append(float(metrics['loss']))
+  stats = jax.tree.leaves(state.variables['batch_stats'])
+  return losses, [float(jnp.sum(leaf)) for leaf in stats]
+
+
+def test_four_devices_give_the_losses_of_one():
+  code = (
+    'import sys; sys.path.insert(0, "tests"); import jax, training_test;'
+    'assert jax.device_count() == 4; print(training_test.losses_of_steps())'
+  )
+  environment = os.environ | {
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
+    'JAX_PLATFORMS': 'cpu',
+  }
+  out = subprocess.run(
+    [sys.executable, '-c', code],
+    env=environment,
+    capture_output=True,
+    text=True,
+    check=True,
+  )
+  losses, stats = eval(out.stdout.splitlines()[-1])
+  expected_losses, expected_stats = losses_of_steps()
+  np.testing.assert_allclose(losses, expected_losses, rtol=1e-4)
+  np.testing.assert_allclose(stats, expected_stats, rtol=1e-4, atol=1e-5)
