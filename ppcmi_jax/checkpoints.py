@@ -8,6 +8,7 @@ the last step that is whole.
 
 import hashlib
 import pathlib
+import shutil
 from collections.abc import Callable
 from typing import Any
 
@@ -62,14 +63,16 @@ class Checkpoints:
       ),
     )
 
-  def restore(self, like: Any) -> Any | None:
+  def restore(self, like: Any, *, move_aside: bool = False) -> Any | None:
     """Returns the newest whole state, or None where there is none.
 
     A step that is truncated, altered or of another structure is reported by
-    `warn`, deleted and passed over.
+    `warn` and passed over.
 
     Args:
       like: a pytree of arrays or ShapeDtypeStructs of the state's structure.
+      move_aside: whether to rename such a step to `<step>.damaged`, so that
+        training can write it anew.
     """
     abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
     for step in sorted(self._manager.all_steps(), reverse=True):
@@ -88,11 +91,18 @@ class Checkpoints:
         first_line = str(error).strip().partition('\n')[0][:200]
         reason = f'{type(error).__name__}: {first_line}'
       self._warn(
-        f'checkpoint {self._directory / str(step)} is damaged ({reason}); '
+        f'checkpoint {self._directory / str(step)} cannot be used ({reason}); '
         'falling back to the one before it'
       )
-      self._manager.delete(step)
+      if move_aside:
+        self._move_aside(self._directory / str(step))
     return None
+
+  def _move_aside(self, path: pathlib.Path) -> None:
+    target = path.with_name(f'{path.name}.damaged')
+    shutil.rmtree(target, ignore_errors=True)
+    path.rename(target)
+    self._manager.reload()
 
   def close(self) -> None:
     """Waits for writes to end and releases the directory."""

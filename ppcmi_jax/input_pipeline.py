@@ -138,9 +138,16 @@ def split(
     seed: of the draw; unused by 'blocks'.
 
   Raises:
-    ValueError: an unknown mode, or a site with too few subjects or slices for
-      each split to have one.
+    ValueError: an unknown mode, a subject at two sites, or too few subjects of
+      a site, or slices of a subject, for each split to have one.
   """
+  for subject in map(str, np.unique(examples.subject)):
+    sites = np.unique(examples.site[examples.subject == subject])
+    if len(sites) > 1:
+      raise ValueError(
+        f'split: subject {subject!r} is at the sites {", ".join(sites)}; a '
+        'subject belongs to one: rename it where two share the name'
+      )
   result = np.full(len(examples.case), 'train', dtype='<U5')
   if mode == 'subjects':
     for site in map(str, np.unique(examples.site)):

@@ -21,7 +21,6 @@ from ppcmi_jax import (
   evaluators,
   figures,
   profiling,
-  wire,
   workdir,
 )
 
@@ -104,31 +103,30 @@ def evaluate_client(
   )
   client, state = hospital.client, hospital.state
   image = test.image[:1]
-  message, ticket = client.protect(state, image)
-  reply = run.server.respond(run.server_state, message)
+
+  def protect(image):
+    return client.protect(state, image)
+
+  def respond(query):
+    message, ticket = query
+    return run.server.respond(run.server_state, message), ticket
+
+  query = protect(image)
+  reply, _ = respond(query)
   result['query'] = {
     'latency': profiling.profile(
       [
-        ('protect', lambda image: client.protect(state, image)[0]),
-        ('respond', lambda query: run.server.respond(run.server_state, query)),
-        (
-          'reveal',
-          lambda answer: client.reveal(
-            state, answer, ticket._replace(message_id=_message_id(answer))
-          ),
-        ),
+        ('protect', protect),
+        ('respond', respond),
+        ('reveal', lambda reply: client.reveal(state, *reply)),
       ],
       image,
     ),
-    'query_bytes': len(message),
+    'query_bytes': len(query[0]),
     'reply_bytes': len(reply),
     'image_bytes': int(image.nbytes),
   }
   return result
-
-
-def _message_id(message: bytes) -> bytes:
-  return wire.decode(message).message_id
 
 
 def draw_client(run, name, result, path, count: int = 3) -> None:

@@ -249,6 +249,11 @@ def mapping(
     mask_statistics: of mask latents, given with image_statistics or not at all.
   """
   standardised = image_statistics is not None
+  if standardised != (mask_statistics is not None):
+    raise ValueError(
+      'statistics: expected those of image and mask latents, or neither; '
+      'found one of them'
+    )
   unscale = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
   def init(key, batch):

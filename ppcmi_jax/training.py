@@ -151,7 +151,7 @@ class Trainer:
       np.arange(len(jax.tree.leaves(train)[0])) if order is None else order
     )
     sample = input_pipeline.take(train, np.arange(1))
-    state = keeper.restore(self.abstract_state(sample))
+    state = keeper.restore(self.abstract_state(sample), move_aside=True)
     if state is None:
       state = train_step.init_state(self._task, self._tx, init_key, sample)
     losses = []
@@ -168,6 +168,8 @@ class Trainer:
       losses.append(metrics['loss'])
       bar.update()
       step += 1
+      if step % 20 == 0:
+        bar.set_postfix({'loss': f'{float(losses[-1]):.4f}'}, refresh=False)
       if step % self._eval_every == 0 or step == self._steps:
         state = self._validate(state, losses, valid, title, bar, log)
         losses = []

@@ -47,6 +47,7 @@ class Workdir:
     try:
       self.path.mkdir(parents=True, exist_ok=True)
       self.secrets.mkdir(mode=0o700, exist_ok=True)
+      self.secrets.chmod(0o700)
       if not config_path.exists():
         self.write_text(
           config_path, json.dumps(config, indent=2, sort_keys=True) + '\n'

@@ -58,10 +58,12 @@ def save(directory, steps):
   keeper.close()
 
 
-def restore(directory, like=None):
+def restore(directory, like=None, move_aside=True):
   warnings = []
   keeper = checkpoints.Checkpoints(directory, warn=warnings.append)
-  state = keeper.restore(state_of(0) if like is None else like)
+  state = keeper.restore(
+    state_of(0) if like is None else like, move_aside=move_aside
+  )
   keeper.close()
   return state, warnings
 
@@ -140,12 +142,25 @@ def test_a_damaged_step_is_passed_over(directory, damage):
   state, warnings = restore(directory)
   assert_states_equal(state, state_of(2))
   assert len(warnings) == 1 and '\n' not in warnings[0]
-  assert f'{directory / "3"} is damaged' in warnings[0]
+  assert f'{directory / "3"} cannot be used' in warnings[0]
   # Training goes on from there, and may write that step again.
   save(directory, {3: state_of(3)})
   state, warnings = restore(directory)
   assert_states_equal(state, state_of(3))
   assert not warnings
+
+
+def test_what_cannot_be_used_is_never_deleted(directory):
+  """A state of another structure may be a good one under a newer program."""
+  before = sorted(p for p in directory.rglob('*'))
+  other = {'weights': np.zeros(3)}
+  state, warnings = restore(directory, other, move_aside=False)
+  assert state is None and len(warnings) == 2
+  assert sorted(p for p in directory.rglob('*')) == before
+  restore(directory, other)
+  assert {p.name for p in directory.iterdir()} == {'2.damaged', '3.damaged'}
+  (directory / '3.damaged').rename(directory / '3')
+  assert_states_equal(restore(directory)[0], state_of(3))
 
 
 def test_an_empty_directory_is_passed_over(directory):

@@ -21,8 +21,8 @@ ROOT = pathlib.Path(ppcmi_jax.__file__).parent
 FLOORS = {
   0: 'keyed keyring wire losses metrics image_metrics augmentation '
   'panels profiling checkpoints workdir',
-  1: 'models datasets official',
-  2: 'client server input_pipeline',
+  1: 'models datasets',
+  2: 'client server input_pipeline official',
   3: 'tasks',
   4: 'train_step evaluators figures',
   5: 'training',

@@ -400,3 +400,34 @@ def test_load_detects_every_truncation_and_every_changed_byte(tmp_path):
 def test_load_raises_nothing_but_value_errors(tmp_path, text):
   with pytest.raises(ValueError, match='expected one line of 99 bytes'):
     load_text(tmp_path, text)
+
+
+def test_transform_secrets_have_a_key_of_their_own_for_every_scale():
+  latents = {
+    modality: {
+      's3': jax.ShapeDtypeStruct((1, 2, 2, 8), np.float32),
+      's4': jax.ShapeDtypeStruct((1, 2, 2, 8), np.float32),
+    }
+    for modality in ('image', 'mask')
+  }
+
+  def draw(keys, like):
+    return {
+      scale: np.asarray(jax.random.normal(keys[scale], like[scale].shape))
+      for scale in like
+    }
+
+  def secrets(secret, client):
+    made = keyring.transform_secrets(draw, secret, client, latents)
+    return [made[m][s] for m in sorted(made) for s in sorted(made[m])]
+
+  every = [
+    *secrets(bytes(32), 'north'),
+    *secrets(bytes(32), 'south'),
+    *secrets(bytes(31) + b'\1', 'north'),
+  ]
+  for i, one in enumerate(every):
+    for other in every[:i]:
+      assert not np.allclose(one, other)
+  for again, one in zip(secrets(bytes(32), 'north'), every, strict=False):
+    np.testing.assert_array_equal(again, one)
