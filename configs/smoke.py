@@ -23,8 +23,11 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.autoencoder_widths = (4, 4, 8, 8, 8)
   config.image_steps = 12
   config.mask_steps = 12
-  config.copies = 1
-  config.mapping_options = {'widths': (8, 8, 8)}
+  config.copies = min(config.copies, 1)
+  if method == 'published':
+    config.mapping_options = {'width': 0.02}
+  else:
+    config.mapping_options = {'widths': (8, 8, 8)}
   config.mapping_steps = 12
   config.mapping_batch_size = 4
   return config

@@ -35,6 +35,8 @@ class Checkpoints:
   Args:
     directory: created where it is missing.
     warn: called with one line for each checkpoint that is passed over.
+    read_only: whether to leave the folder as it is, so that a training which
+      writes there at the same time is not disturbed.
   """
 
   def __init__(
@@ -42,13 +44,17 @@ class Checkpoints:
     directory: str | pathlib.Path,
     *,
     warn: Callable[[str], None] = logging.warning,
+    read_only: bool = False,
   ):
     self._directory = pathlib.Path(directory).absolute()
     self._warn = warn
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
-        max_to_keep=2, create=True, cleanup_tmp_directories=True
+        max_to_keep=None if read_only else 2,
+        create=not read_only,
+        cleanup_tmp_directories=not read_only,
+        read_only=read_only,
       ),
       item_names=('state', 'meta'),
     )
@@ -74,7 +80,11 @@ class Checkpoints:
       move_aside: whether to rename such a step to `<step>.damaged`, so that
         training can write it anew.
     """
-    abstract = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+    # A state has no device axis: one that N devices saved restores on one.
+    sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    abstract = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), like
+    )
     for step in sorted(self._manager.all_steps(), reverse=True):
       try:
         restored = self._manager.restore(
@@ -97,6 +107,13 @@ class Checkpoints:
       if move_aside:
         self._move_aside(self._directory / str(step))
     return None
+
+  def restore_as_saved(self) -> Any:
+    """Returns the newest state as nested dicts, whatever its structure."""
+    return self._manager.restore(
+      self._manager.latest_step(),
+      args=ocp.args.Composite(state=ocp.args.StandardRestore()),
+    ).state
 
   def _move_aside(self, path: pathlib.Path) -> None:
     target = path.with_name(f'{path.name}.damaged')

@@ -17,7 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from ppcmi_jax import keyed, wire
+from ppcmi_jax import images, keyed, wire
 
 
 class ClientState(NamedTuple):
@@ -69,6 +69,7 @@ def make_client(
   image_model: nn.Module,
   mask_model: nn.Module,
   transform: keyed.Transform,
+  latents: Mapping[str, Any] | None = None,
   protection: str = 'klt',
   wire_dtype: str = 'float16',
 ) -> Client:
@@ -80,15 +81,17 @@ def make_client(
     image_model: an Autoencoder of the images' channels.
     mask_model: an Autoencoder of K channels.
     transform: the keyed transform, public; its secrets are in the state.
+    latents: shapes of mask latents {scale: [B, h, w, C]} that a reply must
+      have, whatever its B; None takes any.
     protection: what the wire header calls the transform: 'klt' or 'none'.
     wire_dtype: 'float32', 'bfloat16' or 'float16'.
   """
 
   @jax.jit
   def protect_image(state, image):
-    if jnp.issubdtype(image.dtype, jnp.integer):
-      image = image.astype(jnp.float32) / 255
-    z = image_model.apply(state.image, image, train=False, method='encode')
+    z = image_model.apply(
+      state.image, images.unit_image(image), train=False, method='encode'
+    )
     return transform.forward(state.secrets['image'], z)
 
   @jax.jit
@@ -98,13 +101,13 @@ def make_client(
     return transform.forward(state.secrets['mask'], z)
 
   @jax.jit
-  def reveal_mask(state, latents):
-    latents = jax.tree.map(lambda w: w.astype(jnp.float32), latents)
-    z = transform.inverse(state.secrets['mask'], latents)
+  def reveal_mask(state, reply):
+    reply = jax.tree.map(lambda w: w.astype(jnp.float32), reply)
+    z = transform.inverse(state.secrets['mask'], reply)
     logits = mask_model.apply(state.mask, z, train=False, method='decode')
     return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
 
-  def pack(latents, direction, modality, message_id):
+  def pack(protected, direction, modality, message_id):
     message = wire.Message(
       client=name,
       key_id=key_id,
@@ -112,17 +115,17 @@ def make_client(
       direction=direction,
       modality=modality,
       message_id=message_id,
-      latents=jax.device_get(latents),
+      latents=jax.device_get(protected),
     )
     return wire.encode(message, dtype=wire_dtype)
 
   def protect(state, image):
     ticket = Ticket(os.urandom(16), len(image))
-    latents = protect_image(state, image)
-    return pack(latents, 'query', 'image', ticket.message_id), ticket
+    protected = protect_image(state, image)
+    return pack(protected, 'query', 'image', ticket.message_id), ticket
 
   def contribute(state, image, mask):
-    _check_mask(mask, mask_model.channels)
+    _check_pair(image, mask, mask_model.channels)
     message_id = os.urandom(16)
     return (
       pack(protect_image(state, image), 'contribution', 'image', message_id),
@@ -130,7 +133,7 @@ def make_client(
     )
 
   def reveal(state, reply, ticket):
-    message = wire.decode(reply)
+    message = wire.decode(reply, like=latents)
     expected = {
       'client': name,
       'key_id': key_id,
@@ -156,10 +159,15 @@ def make_client(
   return Client(protect, contribute, reveal)
 
 
-def _check_mask(mask: Any, num_classes: int) -> None:
-  highest = int(np.max(mask, initial=0))
-  if highest >= num_classes:
+def _check_pair(image: Any, mask: Any, num_classes: int) -> None:
+  if image.shape[:3] != mask.shape:
     raise ValueError(
-      f'mask: expected classes 0 to {num_classes - 1}, found {highest}; '
+      f'mask: expected one of each image {image.shape[:3]}, found {mask.shape}'
+    )
+  mask = np.asarray(mask)
+  outside = mask[(mask < 0) | (mask >= num_classes)]
+  if outside.size:
+    raise ValueError(
+      f'mask: expected classes 0 to {num_classes - 1}, found {outside[0]}; '
       'train with as many classes as the masks have'
     )

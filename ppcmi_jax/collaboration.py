@@ -18,6 +18,7 @@ from absl import logging
 from ppcmi_jax import (
   hospitals,
   input_pipeline,
+  key_store,
   keyring,
   learners,
   tasks,
@@ -61,12 +62,13 @@ def train(config: Any, path: str | pathlib.Path) -> None:
   """
   learners.check(config)
   workdir = workdir_lib.Workdir(path, config.to_dict())
-  data = hospitals.load_data(config, workdir)
-  print(data.table, flush=True)
-  if config.method == 'unet':
-    _train_baseline(config, workdir, data)
-  else:
-    _train_ppcmi_sf(config, workdir, data)
+  with workdir.lock():
+    data = hospitals.load_data(config, workdir)
+    print(data.table, flush=True)
+    if config.method == 'unet':
+      _train_baseline(config, workdir, data)
+    else:
+      _train_ppcmi_sf(config, workdir, data)
 
 
 def _train_baseline(config, workdir, data):
@@ -95,7 +97,7 @@ def _train_baseline(config, workdir, data):
 
 def _train_ppcmi_sf(config, workdir, data):
   names = list(data.hospitals)
-  secrets, key_ids = hospitals.open_keys(workdir, names, create=True)
+  secrets, _ = key_store.open_keys(workdir, names, create=True)
   autoencoders = learners.autoencoders(
     config, channels=data.channels, num_classes=data.num_classes
   )
@@ -115,20 +117,46 @@ def _train_ppcmi_sf(config, workdir, data):
     hospital = hospitals.restore_hospital(
       config, workdir, data, autoencoders, name, secrets[name]
     )
-    hospitals.warn_of_lost_classes(data, name, hospital)
+    hospitals.warn_of_weak_classes(data, name, hospital)
+    hospitals.forget_old_contributions(workdir, name, hospital)
     hospitals.contribute(config, workdir, name, parts, hospital)
-  _train_mapping(
-    config, workdir, autoencoders.latents, secrets, key_ids, f'{count}/{count}'
+  train_mapping(
+    config,
+    workdir,
+    latents=autoencoders.latents,
+    secrets=secrets,
+    title=f'{count}/{count} mapping network, server',
   )
 
 
-def _train_mapping(config, workdir, latents, secrets, key_ids, count):
-  """Trains the server's network from message files and transform secrets."""
+def train_mapping(
+  config: Any,
+  workdir: workdir_lib.Workdir,
+  *,
+  latents: Mapping[str, Mapping[str, Any]],
+  secrets: Mapping[str, bytes],
+  title: str,
+) -> None:
+  """Trains the server's network from message files and secrets, nothing else.
+
+  Args:
+    config: of the run.
+    workdir: of the run; its messages/ are read.
+    latents: {modality: {scale: shape [B, h, w, C]}}.
+    secrets: {client: its 32 bytes}.
+    title: for the progress bar.
+
+  Raises:
+    ValueError: as `server.read_contributions`.
+  """
   transform = learners.TRANSFORMS[config.protection]
   server_secrets = {
-    name: keyring.transform_secrets(transform.init, secret, name, latents)
+    name: key_store.transform_secrets(
+      workdir, transform.init, secret, name, config.protection, latents
+    )
     for name, secret in secrets.items()
   }
+  key_ids = {name: keyring.key_id(secret) for name, secret in secrets.items()}
   contributions = {
     split: server_lib.read_contributions(
       [
@@ -139,6 +167,7 @@ def _train_mapping(config, workdir, latents, secrets, key_ids, count):
       transform=transform,
       secrets=server_secrets,
       key_ids=key_ids,
+      latents=latents,
       protection=config.protection,
     )
     for split in ('train', 'valid')
@@ -151,12 +180,14 @@ def _train_mapping(config, workdir, latents, secrets, key_ids, count):
     for modality in hospitals.MODALITIES
   }
   _, trainer = learners.mapping(config, statistics)
+  valid = contributions['valid']
   trainer.fit(
     pairs,
-    contributions['valid'],
+    # Repeated rows, so that each client weighs the same in the loss.
+    input_pipeline.take(valid, input_pipeline.balanced_order(valid['client'])),
     seed=config.seed,
     directory=workdir.checkpoints('mapping'),
-    title=f'{count} mapping network, server',
+    title=title,
     log=workdir.log,
     warn=logging.warning,
     order=input_pipeline.balanced_order(pairs['client']),
@@ -182,7 +213,7 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
     predict = functools.partial(jax.jit(task.predict), variables)
     return Collaboration(data, dict.fromkeys(names, predict), {})
 
-  secrets, key_ids = hospitals.open_keys(workdir, names, create=False)
+  secrets, key_ids = key_store.open_keys(workdir, names, create=False)
   autoencoders = learners.autoencoders(
     config, channels=data.channels, num_classes=data.num_classes
   )
@@ -206,6 +237,7 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
     predict=task.predict,
     transform=learners.TRANSFORMS[config.protection],
     key_ids=key_ids,
+    latents=latents['image'],
     protection=config.protection,
     wire_dtype=config.wire_dtype,
   )

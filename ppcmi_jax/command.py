@@ -33,11 +33,13 @@ def run(call: Callable[[Any, str], Any]) -> None:
 
 def _run(call: Callable[[Any, str], Any]) -> None:
   logging.set_verbosity(logging.WARNING)
-  _keep_compiled()
   try:
+    _keep_compiled()
     call(_CONFIG.value, _WORKDIR.value)
-  except (ValueError, FloatingPointError, OSError) as error:
+  except (ValueError, FloatingPointError, OSError, MemoryError) as error:
     _fail(error)
+  except jax.errors.JaxRuntimeError as error:
+    _fail(f'the device failed, a smaller batch may fit: {error}')
 
 
 def _parse(argv: Sequence[str]) -> list[str]:

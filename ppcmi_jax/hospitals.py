@@ -1,7 +1,8 @@
 """The hospitals of a run: their data, keys, autoencoders and contributions."""
 
 import functools
-import json
+import re
+import shutil
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,11 +14,13 @@ from absl import logging
 
 from ppcmi_jax import (
   augmentation,
+  checkpoints,
   evaluators,
+  images,
   input_pipeline,
+  key_store,
   keyring,
   learners,
-  tasks,
 )
 from ppcmi_jax import (
   client as client_lib,
@@ -89,6 +92,12 @@ def load_data(config: Any, workdir: workdir_lib.Workdir) -> Data:
   )
   input_pipeline.write_split(workdir.path / 'split.csv', examples, splits)
   hospitals = input_pipeline.partition(examples, splits)
+  for name in hospitals:
+    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]{0,63}', name):
+      raise ValueError(
+        f'site {name!r}: expected a name of up to 64 letters, digits and ._-, '
+        'as it names files and stands in messages; rename the site'
+      )
   rows = [
     [name, split, len(part.case), len(np.unique(part.subject))]
     for name, parts in hospitals.items()
@@ -96,34 +105,6 @@ def load_data(config: Any, workdir: workdir_lib.Workdir) -> Data:
   ]
   table = tabulate.tabulate(rows, ['client', 'split', 'cases', 'subjects'])
   return Data(hospitals, class_names, config.split == 'blocks', table)
-
-
-def open_keys(
-  workdir: workdir_lib.Workdir, names: list[str], *, create: bool
-) -> tuple[dict[str, bytes], dict[str, str]]:
-  """Returns the secret and the key id of each client.
-
-  A client's secret is made once, from the operating system's randomness; its
-  public id is noted in clients.json, so that a missing or another key file is
-  refused ever after.
-
-  Raises:
-    ValueError: a key file is missing, damaged, open to others, or not the one
-      that the run was started with.
-  """
-  path = workdir.path / 'clients.json'
-  known = json.loads(path.read_text()) if path.exists() else {}
-  secrets = {}
-  for name in names:
-    key_path = workdir.secrets / f'{name}.key'
-    if create and name not in known and not key_path.exists():
-      secrets[name] = keyring.create(key_path)
-    else:
-      secrets[name] = keyring.load(key_path, key_id=known.get(name))
-  key_ids = {name: keyring.key_id(secret) for name, secret in secrets.items()}
-  if key_ids != known:
-    workdir.write_text(path, json.dumps(key_ids, indent=2) + '\n')
-  return secrets, key_ids
 
 
 def restore_hospital(
@@ -155,13 +136,19 @@ def restore_hospital(
       image_model=autoencoders.image_model,
       mask_model=autoencoders.mask_model,
       transform=transform,
+      latents=autoencoders.latents['mask'],
       protection=config.protection,
       wire_dtype=config.wire_dtype,
     ),
     state=client_lib.ClientState(
       **variables,
-      secrets=keyring.transform_secrets(
-        transform.init, secret, name, autoencoders.latents
+      secrets=key_store.transform_secrets(
+        workdir,
+        transform.init,
+        secret,
+        name,
+        config.protection,
+        autoencoders.latents,
       ),
     ),
     reconstruct_image=functools.partial(
@@ -173,21 +160,80 @@ def restore_hospital(
   )
 
 
-def warn_of_lost_classes(data: Data, name: str, hospital: Hospital) -> None:
+def weak_classes(
+  data: Data, name: str, scores: Mapping[str, Any], least: float = 0.95
+) -> dict[str, float]:
+  """Returns the classes that a mask autoencoder does not know well enough.
+
+  A class counts where the client's training masks hold more than 1000 pixels
+  of it; it is lost where its Dice is under 0.5.
+
+  Args:
+    data: of the run.
+    name: of the client.
+    scores: `evaluators.mask_reconstruction` of its training split.
+    least: the Dice to be reached.
+
+  Returns:
+    {class name: Dice on the training masks}.
+  """
+  pixels = np.bincount(
+    data.hospitals[name]['train'].mask.ravel(), minlength=data.num_classes
+  )
+  return {
+    class_name: scores[class_name]['dice']
+    for class_name, count in zip(data.class_names[1:], pixels[1:], strict=True)
+    if count > 1000 and scores[class_name]['dice'] < least
+  }
+
+
+def describe_weak_class(name: str, class_name: str, dice: float) -> str:
+  """Returns a warning of a class that `weak_classes` returned."""
+  return (
+    f'client {name}: its mask autoencoder '
+    f'{"lost" if dice < 0.5 else "knows too little of"} the class '
+    f'{class_name!r} (Dice {dice:.2f} on its own training masks); nothing '
+    'downstream can bring it back: train it longer (mask_steps)'
+  )
+
+
+def warn_of_weak_classes(data: Data, name: str, hospital: Hospital) -> None:
   """Logs each class that a client's mask autoencoder cannot reproduce."""
   scores = evaluators.mask_reconstruction(
     hospital.reconstruct_mask,
     data.hospitals[name]['train'],
     class_names=data.class_names,
   )
-  for class_name in data.class_names[1:]:
-    if scores[class_name]['dice'] < 0.5:
-      logging.warning(
-        'client %s: its mask autoencoder lost the class %r (Dice %.2f on its '
-        'own training masks); nothing downstream can bring it back: train it '
-        'longer (mask_steps) or lower latent_noise and latent_mixing',
-        name, class_name, scores[class_name]['dice'],
-      )  # fmt: skip
+  for class_name, dice in weak_classes(data, name, scores).items():
+    logging.warning('%s', describe_weak_class(name, class_name, dice))
+
+
+def forget_old_contributions(
+  workdir: workdir_lib.Workdir, name: str, hospital: Hospital
+) -> None:
+  """Removes messages that other autoencoders than the client's now made.
+
+  That happens where an autoencoder had to be trained anew. The mapping network
+  learnt from them is moved aside, to be trained again.
+  """
+  folder = workdir.messages(name)
+  note = folder / 'autoencoders.sha256'
+  digest = checkpoints.digest((hospital.state.image, hospital.state.mask))
+  if note.exists() and note.read_text() == digest:
+    return
+  if note.exists():
+    logging.warning(
+      'client %s: its autoencoders have changed; it contributes again, and the '
+      'mapping network is trained again',
+      name,
+    )
+    for path in folder.glob('*.msg'):
+      path.unlink()
+    mapping = workdir.checkpoints('mapping')
+    if mapping.exists():
+      shutil.rmtree(mapping.with_name('mapping.old'), ignore_errors=True)
+      mapping.rename(mapping.with_name('mapping.old'))
+  workdir.write_bytes(note, digest.encode())
 
 
 def contribute(
@@ -205,7 +251,7 @@ def contribute(
   options = {**config.augment, 'probability': 1.0}
   augment = jax.jit(
     lambda keys, image, mask: augmentation.augment(
-      keys, tasks.unit_image(image), mask, **options
+      keys, images.unit_image(image), mask, **options
     )
   )
   batches = [

@@ -69,13 +69,23 @@ def load(
   Raises:
     ValueError: an unknown data set or a damaged file.
   """
-  builder = datasets.prepare(dataset, data_dir=data_dir, options=options)
   columns = {name: [] for name in Examples._fields}
-  for case in tqdm.tqdm(
-    builder.as_data_source('all'), desc=f'reading {dataset}', leave=False
-  ):
-    for name, value in fit(case, image_size).items():
-      columns[name].append(value)
+  try:
+    builder = datasets.prepare(dataset, data_dir=data_dir, options=options)
+    for case in tqdm.tqdm(
+      builder.as_data_source('all'), desc=f'reading {dataset}', leave=False
+    ):
+      for name, value in fit(case, image_size).items():
+        columns[name].append(value)
+  except (ValueError, OSError):
+    raise
+  except Exception as error:  # damaged files give errors of many kinds
+    raise ValueError(
+      f'data set {dataset}: what was prepared in '
+      f'{data_dir or "the default folder of tensorflow-datasets"} cannot be '
+      f'read ({type(error).__name__}: {error}); delete its folder {dataset} '
+      'there and start again'
+    ) from error
   examples = Examples(**{k: np.stack(v) for k, v in columns.items()})
   return examples, tuple(builder.info.metadata['classes'])
 

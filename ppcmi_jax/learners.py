@@ -4,13 +4,14 @@ Here a ConfigDict ends; everything below gets typed keyword arguments.
 """
 
 import functools
+import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ppcmi_jax import keyed, models, tasks, training
+from ppcmi_jax import augmentation, keyed, models, tasks, training, wire
 
 METHODS = ('ppcmi_sf', 'unet')
 MAPPINGS = ('mapping', 'fused_mapping')
@@ -21,15 +22,51 @@ TRANSFORMS = {
 
 
 def check(config: Any) -> None:
-  """Raises ValueError for a method or protection that does not exist."""
-  if config.method not in METHODS:
+  """Raises ValueError for a configuration that could not be trained.
+
+  It runs before anything is computed or written, so that a mistake costs
+  nothing; what depends on the data is checked when they are read.
+  """
+  try:
+    _check_choice(config, 'method', METHODS)
+    _check_choice(config, 'schedule', ('constant', 'cosine'))
+    positive = ['image_size', 'eval_every', 'patience']
+    if config.method == 'unet':
+      positive += ['unet_width', 'unet_steps', 'unet_batch_size']
+    else:
+      _check_choice(config, 'protection', TRANSFORMS)
+      _check_choice(config, 'mapping', MAPPINGS)
+      _check_choice(config, 'wire_dtype', wire.DTYPES)
+      _check_choice(config, 'upsampling', ('bilinear', 'shuffle'))
+      positive += ['image_steps', 'mask_steps', 'mapping_steps']
+      positive += ['autoencoder_batch_size', 'mapping_batch_size']
+      if len(config.autoencoder_widths) != 5:
+        raise ValueError(
+          'autoencoder_widths: expected 5 stages, found '
+          f'{len(config.autoencoder_widths)}'
+        )
+      _mapping_model(config)
+    for field in positive:
+      if not isinstance(config[field], int) or config[field] < 1:
+        raise ValueError(
+          f'{field}: expected a whole number of at least 1, found '
+          f'{config[field]!r}'
+        )
+    known = inspect.signature(augmentation.augment).parameters
+    unknown = sorted(set(config.augment) - set(known))
+    if unknown:
+      raise ValueError(
+        f'augment: unknown option {", ".join(unknown)}; known: '
+        f'{", ".join(list(known)[3:])}'
+      )
+  except (AttributeError, KeyError) as error:
+    raise ValueError(f'configuration: a field is missing: {error}') from None
+
+
+def _check_choice(config, field, choices):
+  if config[field] not in choices:
     raise ValueError(
-      f'method: expected one of {", ".join(METHODS)}, found {config.method!r}'
-    )
-  if config.method == 'ppcmi_sf' and config.protection not in TRANSFORMS:
-    raise ValueError(
-      f'protection: expected one of {", ".join(TRANSFORMS)}, found '
-      f'{config.protection!r}'
+      f'{field}: expected one of {", ".join(choices)}, found {config[field]!r}'
     )
 
 
@@ -111,6 +148,22 @@ def autoencoders(config: Any, *, channels: int, num_classes: int) -> Learners:
   )
 
 
+def _mapping_model(config):
+  options = {
+    k: tuple(v) if isinstance(v, (list, tuple)) else v
+    for k, v in config.mapping_options.items()
+  }
+  try:
+    return models.MODELS[config.mapping](
+      relu=not config.standardise, axis_name='batch', **options
+    )
+  except TypeError:
+    raise ValueError(
+      f'mapping_options: the network {config.mapping!r} does not take '
+      f'{", ".join(options)}'
+    ) from None
+
+
 def mapping(
   config: Any, statistics: Mapping[str, Any]
 ) -> tuple[tasks.Task, training.Trainer]:
@@ -121,19 +174,7 @@ def mapping(
     statistics: {'image': tasks.Statistics, 'mask': likewise}, used where the
       configuration standardises latents.
   """
-  if config.mapping not in MAPPINGS:
-    raise ValueError(
-      f'mapping: expected one of {", ".join(MAPPINGS)}, found '
-      f'{config.mapping!r}'
-    )
-  model = models.MODELS[config.mapping](
-    relu=not config.standardise,
-    axis_name='batch',
-    **{
-      k: tuple(v) if isinstance(v, (list, tuple)) else v
-      for k, v in config.mapping_options.items()
-    },
-  )
+  model = _mapping_model(config)
   if not config.standardise:
     statistics = {'image': None, 'mask': None}
   task = tasks.mapping(

@@ -20,6 +20,7 @@ from ppcmi_jax import (
   collaboration,
   evaluators,
   figures,
+  hospitals,
   profiling,
   workdir,
 )
@@ -111,6 +112,14 @@ def evaluate_client(
     message, ticket = query
     return run.server.respond(run.server_state, message), ticket
 
+  others = [other for other in run.hospitals if other != name]
+  if others:
+    stolen = state._replace(secrets=run.hospitals[others[0]].state.secrets)
+    result['other_secret'] = evaluators.segmentation(
+      lambda image: client.reveal(stolen, *respond(protect(image))),
+      test,
+      class_names=class_names,
+    )
   query = protect(image)
   reply, _ = respond(query)
   result['query'] = {
@@ -178,67 +187,89 @@ def tables(config: Any, run, results: Mapping[str, Any]) -> str:
   headers = ['client', 'structure', 'Dice', 'IoU', 'sens.', 'spec.']
   headers += ['HD95 mm', 'ASD mm', 'n', 'missed', 'spurious', 'empty', 'prior']
   headers += ['ceiling', 'c. train'] if private else []
+  size = config.image_size
   parts = [
-    f'Segmentation of the test split, method {config.method}. {_scope(run)}',
+    f'Segmentation of the test split, method {config.method}, at {size}x{size} '
+    f'pixels. {_scope(run)}',
     _table(rows, headers),
-    'Dice to ASD: mean over the n slices where the truth or the prediction '
-    'holds the structure;\na missed structure counts as Dice 0 and the image '
-    'diagonal. prior: Dice of the best constant mask.',
+    'Means over test cases. n: cases where truth or prediction holds the '
+    'structure. Dice, IoU, HD95 and ASD\nare means over those: a missed '
+    'structure, and a spurious one, counts as Dice 0 and the image diagonal.\n'
+    'sens.: over cases that hold the structure; spec.: over all cases. '
+    'prior: Dice of the best constant mask.',
   ]
   if private:
     parts[-1] += (
       '\nceiling: Dice of the mask autoencoder on the true test masks; '
       'c. train: on its training masks.'
     )
-    lost = [
-      f'WARNING client {name}: the mask autoencoder lost {class_name!r} '
-      f'(Dice {result["ceiling_train"][class_name]["dice"]:.2f} on its own '
-      'training masks)'
-      for name, result in results['clients'].items()
-      for class_name in foreground
-      if result['ceiling_train'][class_name]['dice'] < 0.5
-    ]
-    parts += lost
-    parts += _autoencoder_and_query_tables(config, results)
+    for name, result in results['clients'].items():
+      weak = hospitals.weak_classes(run.data, name, result['ceiling_train'])
+      parts += [
+        f'WARNING {hospitals.describe_weak_class(name, *item)}'
+        for item in weak.items()
+      ]
+    parts += _autoencoder_and_query_tables(config, run, results)
   return '\n'.join(parts)
 
 
-def _autoencoder_and_query_tables(config, results) -> list[str]:
-  images, queries = [], []
+def _autoencoder_and_query_tables(config, run, results) -> list[str]:
+  images, queries, secrets = [], [], []
   for name, result in results['clients'].items():
     scores, query = result['image_autoencoder'], result['query']
     images.append([name, scores['psnr_db'], scores['ssim'], scores['n']])
-    latency = [
-      f'{query["latency"][stage]["p50_ms"]:.1f}'
-      for stage in ('protect', 'respond', 'reveal', 'total')
+    stages = ('protect', 'respond', 'reveal', 'total')
+    latency = [query['latency'][stage]['p50_ms'] for stage in stages]
+    latency.append(query['latency']['total']['p90_ms'])
+    sizes = [
+      query[part] / 1024
+      for part in ('query_bytes', 'reply_bytes', 'image_bytes')
     ]
-    queries.append(
-      [name, *latency, query['latency']['total']['p90_ms']]
-      + [query[k] / 1024 for k in ('query_bytes', 'reply_bytes', 'image_bytes')]
-    )
+    queries.append([name, *(f'{value:.1f}' for value in latency + sizes)])
+    if 'other_secret' in result:
+      own, other = result['segmentation'], result['other_secret']
+      secrets.append([name, own['mean']['dice'], other['mean']['dice']])
   where = results['environment']
-  return [
-    '\nImage autoencoders on the test split',
+  parts = [
+    f'\nImage autoencoders on the test split. {_scope(run)}',
     _table(images, ['client', 'PSNR dB', 'SSIM', 'n']),
     f'\nOne query, batch 1, protection {config.protection!r}, wire '
-    f'{config.wire_dtype}; {where["device"]}, jax {where["jax"]}',
-    tabulate.tabulate(
+    f'{config.wire_dtype}; {where["device"]}, jax {where["jax"]}. Milliseconds '
+    'are medians (p90 of the total beside it).',
+    _table(
       queries,
       [
-        'client', 'protect ms', 'respond ms', 'reveal ms', 'total ms (p50)',
-        'p90', 'query KiB', 'reply KiB', 'raw image KiB',
+        'client',
+        'protect ms',
+        'respond ms',
+        'reveal ms',
+        'total ms',
+        'p90 ms',
+        'query KiB',
+        'reply KiB',
+        'raw image KiB',
       ],
-      floatfmt='.1f',
     ),
-  ]  # fmt: skip
+  ]
+  if secrets:
+    parts += [
+      f"\nMean Dice of replies revealed with the client's own secret, and with "
+      f"another client's. {_scope(run)}",
+      _table(secrets, ['client', 'own secret', "another's"]),
+    ]
+  return parts
 
 
 def _table(rows: Sequence[Sequence[Any]], headers: Sequence[str]) -> str:
-  shown = [
-    ['-' if isinstance(v, float) and math.isnan(v) else v for v in row]
-    for row in rows
-  ]
-  return tabulate.tabulate(shown, headers, floatfmt='.3f')
+  def show(value):
+    if isinstance(value, float):
+      return '-' if math.isnan(value) else f'{value:.3f}'
+    return value
+
+  shown = [[show(value) for value in row] for row in rows]
+  return tabulate.tabulate(
+    shown, headers, disable_numparse=True, stralign='right'
+  )
 
 
 def _jsonable(value: Any) -> Any:

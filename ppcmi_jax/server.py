@@ -46,6 +46,7 @@ def make_server(
   predict: Callable[..., Mapping[str, jax.Array]],
   transform: keyed.Transform,
   key_ids: Mapping[str, str],
+  latents: Mapping[str, Any] | None = None,
   protection: str = 'klt',
   wire_dtype: str = 'float16',
 ) -> Server:
@@ -56,33 +57,39 @@ def make_server(
       -> mask latents (`tasks.mapping`). Clients are numbered as in key_ids.
     transform: the keyed transform, public.
     key_ids: {client: key id}.
+    latents: shapes of image latents {scale: [B, h, w, C]} that a query must
+      have, whatever its B; None takes any.
     protection: what the wire header must say: 'klt' or 'none'.
     wire_dtype: of replies.
   """
   numbers = {name: i for i, name in enumerate(key_ids)}
 
   @jax.jit
-  def map_latents(variables, secrets, latents, number):
-    latents = jax.tree.map(lambda w: w.astype(jnp.float32), latents)
-    z = transform.inverse(secrets['image'], latents)
-    client = jnp.full(len(z['b']), number, jnp.int32)
+  def map_latents(variables, secrets, query, number):
+    query = jax.tree.map(lambda w: w.astype(jnp.float32), query)
+    z = transform.inverse(secrets['image'], query)
+    client = jnp.full(_batch(z), number, jnp.int32)
     return transform.forward(secrets['mask'], predict(variables, z, client))
 
   def respond(state, query):
-    message = wire.decode(query)
+    message = wire.decode(query, like=latents)
     check_message(message, key_ids, protection, 'query', 'image')
-    latents = map_latents(
+    mapped = map_latents(
       state.variables,
       state.secrets[message.client],
       message.latents,
       numbers[message.client],
     )
     reply = message._replace(
-      direction='reply', modality='mask', latents=jax.device_get(latents)
+      direction='reply', modality='mask', latents=jax.device_get(mapped)
     )
     return wire.encode(reply, dtype=wire_dtype)
 
   return Server(respond)
+
+
+def _batch(latents: Mapping[str, Any]) -> int:
+  return len(next(iter(latents.values())))
 
 
 def check_message(
@@ -119,6 +126,7 @@ def read_contributions(
   transform: keyed.Transform,
   secrets: Mapping[str, Mapping[str, Any]],
   key_ids: Mapping[str, str],
+  latents: Mapping[str, Mapping[str, Any]] | None = None,
   protection: str = 'klt',
 ) -> dict[str, Any]:
   """Reads training pairs from message files and undoes their protection.
@@ -128,6 +136,7 @@ def read_contributions(
       either.
     transform, key_ids, protection: as in `make_server`.
     secrets: as in ServerState.
+    latents: {'image': ..., 'mask': ...}, shapes as in `make_server`.
 
   Returns:
     {'image': {scale: [M, h, w, C]}, 'mask': likewise, 'client': int32 [M]},
@@ -145,23 +154,24 @@ def read_contributions(
     for modality in ('image', 'mask'):
       path = pathlib.Path(f'{stem}.{modality}.msg')
       try:
-        message = wire.decode(path.read_bytes())
+        message = wire.decode(
+          path.read_bytes(), like=latents and latents[modality]
+        )
         check_message(message, key_ids, protection, 'contribution', modality)
+        z = inverse(
+          secrets[message.client][modality],
+          jax.tree.map(lambda w: jnp.asarray(w, jnp.float32), message.latents),
+        )
       except FileNotFoundError:
         raise ValueError(f'{path}: missing; its pair is there') from None
       except ValueError as error:
         raise ValueError(
           f'{path}: {error}; delete the file and contribute again'
         ) from None
-      dtype = message.latents['b'].dtype
-      latents = jax.tree.map(
-        lambda w: jnp.asarray(w, jnp.float32), message.latents
-      )
-      z = inverse(secrets[message.client][modality], latents)
       pair[modality] = jax.tree.map(
-        lambda z, dtype=dtype: np.asarray(z).astype(dtype), z
+        lambda z, w: np.asarray(z).astype(w.dtype), z, message.latents
       )
-      message_ids.add((message.client, message.message_id, len(z['b'])))
+      message_ids.add((message.client, message.message_id, _batch(z)))
     if len(message_ids) > 1:
       raise ValueError(
         f'{stem}: the image and mask messages are not of one contribution; '

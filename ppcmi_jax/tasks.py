@@ -21,7 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from ppcmi_jax import augmentation, losses
+from ppcmi_jax import augmentation, images, losses
 
 Variables = Mapping[str, Any]
 
@@ -32,13 +32,6 @@ class Task(NamedTuple):
   init: Callable[..., Variables]
   loss: Callable[..., tuple[jax.Array, tuple[dict, Variables]]]
   predict: Callable[..., Any]
-
-
-def unit_image(image: jax.Array) -> jax.Array:
-  """Returns an image as float32 in [0, 1], from uint8 or float."""
-  if jnp.issubdtype(image.dtype, jnp.integer):
-    return image.astype(jnp.float32) / 255
-  return image.astype(jnp.float32)
 
 
 def _apply(model, variables, *args, key, train, **kwargs):
@@ -71,7 +64,7 @@ def _keys(key, batch):
 
 def _augmented(batch, key, train, options):
   """Returns image [B, H, W, C] in [0, 1] and mask [B, H, W] of a batch."""
-  image, mask = unit_image(batch['image']), batch['mask']
+  image, mask = images.unit_image(batch['image']), batch['mask']
   if train and options:
     keys = jax.vmap(functools.partial(jax.random.fold_in, key))(batch['slot'])
     image, mask = augmentation.augment(keys, image, mask, **options)
@@ -93,7 +86,7 @@ def image_reconstruction(
   )
 
   def init(key, batch):
-    return model.init(key, unit_image(batch['image'][:1]), train=False)
+    return model.init(key, images.unit_image(batch['image'][:1]), train=False)
 
   def loss(variables, batch, key, train):
     augment_key, dropout_key = _keys(key, batch)
@@ -105,7 +98,7 @@ def image_reconstruction(
     return value, ({'loss': value}, variables)
 
   def predict(variables, image):
-    logits = model.apply(variables, unit_image(image), train=False)
+    logits = model.apply(variables, images.unit_image(image), train=False)
     return jax.nn.sigmoid(logits)
 
   return Task(init, loss, predict)
@@ -317,7 +310,7 @@ def segmentation(
   """
 
   def init(key, batch):
-    return model.init(key, unit_image(batch['image'][:1]), train=False)
+    return model.init(key, images.unit_image(batch['image'][:1]), train=False)
 
   def loss(variables, batch, key, train):
     augment_key, dropout_key = _keys(key, batch)
@@ -331,7 +324,7 @@ def segmentation(
     return value, ({'loss': value}, variables)
 
   def predict(variables, image):
-    logits = model.apply(variables, unit_image(image), train=False)
+    logits = model.apply(variables, images.unit_image(image), train=False)
     return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
 
   return Task(init, loss, predict)

@@ -1,7 +1,6 @@
 """One training step: the state, the optimiser, the only pmap.
 
-A TPU pod, a node of GPUs and a laptop run the same step: the batch is shared
-among all devices, the state is replicated and has no device axis.
+The batch is shared among all devices; the state has no device axis.
 """
 
 from typing import Any, NamedTuple
@@ -48,18 +47,17 @@ def optimizer(
     steps: length of the schedule.
     schedule: 'constant' (as the official code) or 'cosine', which warms up
       over the first twentieth.
-    weight_decay: of AdamW, on kernels only.
+    weight_decay: of AdamW, on kernels only; unused by 'constant'.
   """
   if schedule == 'constant':
-    rate = learning_rate
-  elif schedule == 'cosine':
-    rate = optax.warmup_cosine_decay_schedule(
-      0.0, learning_rate, max(1, steps // 20), max(2, steps)
-    )
-  else:
+    return optax.adam(learning_rate)
+  if schedule != 'cosine':
     raise ValueError(
       f"schedule: expected 'constant' or 'cosine', found {schedule!r}"
     )
+  rate = optax.warmup_cosine_decay_schedule(
+    0.0, learning_rate, max(1, steps // 20), max(2, steps)
+  )
   kernels = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
   return optax.adamw(rate, weight_decay=weight_decay, mask=kernels)
 
@@ -67,21 +65,16 @@ def optimizer(
 def init_state(
   task: tasks.Task, tx: optax.GradientTransformation, key: jax.Array, batch
 ) -> TrainState:
-  """Returns the state before the first step; jitted, for speed."""
-
-  @jax.jit
-  def init(key, batch):
-    variables = task.init(key, batch)
-    return TrainState(
-      step=jnp.int32(0),
-      variables=variables,
-      opt_state=tx.init(variables['params']),
-      best_variables=jax.tree.map(jnp.copy, variables),
-      best_loss=jnp.float32(jnp.inf),
-      best_step=jnp.int32(0),
-    )
-
-  return init(key, batch)
+  """Returns the state before the first step; slow unless jitted."""
+  variables = task.init(key, batch)
+  return TrainState(
+    step=jnp.int32(0),
+    variables=variables,
+    opt_state=tx.init(variables['params']),
+    best_variables=jax.tree.map(jnp.copy, variables),
+    best_loss=jnp.float32(jnp.inf),
+    best_step=jnp.int32(0),
+  )
 
 
 def make_train_step(task: tasks.Task, tx: optax.GradientTransformation):

@@ -4,6 +4,7 @@ A batch is a pure function of the step, and randomness of (seed, step), so a
 run that was killed continues bit for bit: the state is all there is.
 """
 
+import contextlib
 import functools
 import math
 import pathlib
@@ -58,12 +59,11 @@ class Trainer:
       schedule=schedule,
       weight_decay=weight_decay,
     )
+    self._init = jax.jit(
+      functools.partial(train_step.init_state, task, self._tx)
+    )
     self._train_step = train_step.make_train_step(task, self._tx)
     self._validation_loss = train_step.make_validation_loss(task, batch_size)
-
-  @property
-  def steps(self) -> int:
-    return self._steps
 
   def restore(
     self,
@@ -85,7 +85,7 @@ class Trainer:
     directory = pathlib.Path(directory)
     state = None
     if directory.is_dir():
-      keeper = checkpoints.Checkpoints(directory, warn=warn)
+      keeper = checkpoints.Checkpoints(directory, warn=warn, read_only=True)
       state = keeper.restore(self.abstract_state(sample))
       keeper.close()
     if state is None:
@@ -107,11 +107,7 @@ class Trainer:
 
   def abstract_state(self, batch) -> train_step.TrainState:
     """Returns the state's shapes and dtypes for data of a batch's shapes."""
-    return jax.eval_shape(
-      functools.partial(train_step.init_state, self._task, self._tx),
-      jax.random.key(0),
-      batch,
-    )
+    return jax.eval_shape(self._init, jax.random.key(0), batch)
 
   def fit(
     self,
@@ -153,30 +149,27 @@ class Trainer:
     sample = input_pipeline.take(train, np.arange(1))
     state = keeper.restore(self.abstract_state(sample), move_aside=True)
     if state is None:
-      state = train_step.init_state(self._task, self._tx, init_key, sample)
-    losses = []
-    bar = tqdm.tqdm(
-      total=self._steps, initial=int(state.step), desc=title, unit='step',
+      state = self._init(init_key, sample)
+    losses, step, done = [], int(state.step), self.is_done(state)
+    with contextlib.closing(keeper), tqdm.tqdm(
+      total=self._steps, initial=step, desc=title, unit='step',
       mininterval=1.0, dynamic_ncols=True,
-    )  # fmt: skip
-    step, done = int(state.step), self.is_done(state)
-    while not done:
-      batch = input_pipeline.batch_at(
-        train, step, order=order, batch_size=self._batch_size, seed=seed
-      )
-      state, metrics = self._train_step(state, batch, step_key)
-      losses.append(metrics['loss'])
-      bar.update()
-      step += 1
-      if step % 20 == 0:
-        bar.set_postfix({'loss': f'{float(losses[-1]):.4f}'}, refresh=False)
-      if step % self._eval_every == 0 or step == self._steps:
-        state = self._validate(state, losses, valid, title, bar, log)
-        losses = []
-        keeper.save(step, state)
-        done = self.is_done(state)
-    bar.close()
-    keeper.close()
+    ) as bar:  # fmt: skip
+      while not done:
+        batch = input_pipeline.batch_at(
+          train, step, order=order, batch_size=self._batch_size, seed=seed
+        )
+        state, metrics = self._train_step(state, batch, step_key)
+        losses.append(metrics['loss'])
+        bar.update()
+        step += 1
+        if step % 20 == 0:
+          bar.set_postfix({'loss': f'{float(losses[-1]):.4f}'}, refresh=False)
+        if step % self._eval_every == 0 or step == self._steps:
+          state = self._validate(state, losses, valid, title, bar, log)
+          losses = []
+          keeper.save(step, state)
+          done = self.is_done(state)
     return state
 
   def _validate(

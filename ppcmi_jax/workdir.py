@@ -9,6 +9,8 @@ messages/<client>/        what the client sent to the server
 eval/  report/            tables and pictures
 """
 
+import contextlib
+import fcntl
 import json
 import os
 import pathlib
@@ -39,6 +41,7 @@ class Workdir:
     self.path = pathlib.Path(path).absolute()
     config_path = self.path / 'config.json'
     config = json.loads(json.dumps(config))
+    config.pop('data_dir', None)  # where data lie is no part of what a run is
     if not create and not config_path.exists():
       raise ValueError(
         f'workdir {self.path}: expected a trained run, found no config.json; '
@@ -71,6 +74,23 @@ class Workdir:
   def messages(self, client: str) -> pathlib.Path:
     return self.path / 'messages' / client
 
+  @contextlib.contextmanager
+  def lock(self):
+    """Holds the folder for one training; ends with the process at the latest.
+
+    Raises:
+      ValueError: another process trains in it.
+    """
+    with open(self.path / '.lock', 'w') as file:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except OSError:
+        raise ValueError(
+          f'workdir {self.path}: another process trains in it; wait for it or '
+          'choose another --workdir'
+        ) from None
+      yield
+
   def log(self, row: Mapping[str, Any]) -> None:
     """Appends one line of metrics."""
     with open(self.path / 'metrics.jsonl', 'a') as file:
@@ -80,11 +100,16 @@ class Workdir:
     """Writes a file whole or not at all."""
     self.write_bytes(path, text.encode())
 
-  def write_bytes(self, path: pathlib.Path, data: bytes) -> None:
-    """Writes a file whole or not at all."""
+  def write_bytes(
+    self, path: pathlib.Path, data: bytes, *, mode: int = 0o666
+  ) -> None:
+    """Writes a file whole or not at all; `mode` is subject to the umask."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + '.partial')
-    with open(partial, 'wb') as file:
+    partial.unlink(missing_ok=True)
+    with open(
+      partial, 'wb', opener=lambda name, flags: os.open(name, flags, mode)
+    ) as file:
       file.write(data)
       file.flush()
       os.fsync(file.fileno())

@@ -19,9 +19,9 @@ ROOT = pathlib.Path(ppcmi_jax.__file__).parent
 
 # A new module gets a place here, as low as what it imports allows.
 FLOORS = {
-  0: 'keyed keyring wire losses metrics image_metrics augmentation '
+  0: 'keyed keyring wire losses metrics images image_metrics augmentation '
   'panels profiling checkpoints workdir',
-  1: 'models datasets',
+  1: 'models datasets key_store',
   2: 'client server input_pipeline official',
   3: 'tasks',
   4: 'train_step evaluators figures',

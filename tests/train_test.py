@@ -9,10 +9,13 @@ import subprocess
 import sys
 import time
 
+import jax
+import numpy as np
 import pytest
 
 from configs import smoke
-from ppcmi_jax import collaboration, keyring
+from ppcmi_jax import checkpoints, collaboration, keyring
+from ppcmi_jax import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
 CLIENTS = ('1', '2', '3')
@@ -118,8 +121,19 @@ def test_one_run_gives_tables_json_and_pictures(trained):
   assert (workdir / 'metrics.jsonl').read_text().count('\n') == 3 * 7
 
 
+def drawn_secrets(workdir):
+  """Returns the arrays that the clients' transforms are made of."""
+  arrays = []
+  for name in CLIENTS:
+    path = workdir / 'secrets' / f'{name}.klt.npz'
+    assert path.stat().st_mode & 0o777 == 0o600
+    with np.load(path) as file:
+      arrays += [file[key] for key in file if key != 'key_id']
+  return arrays
+
+
 def test_secrets_stay_in_their_folder(trained):
-  workdir, _, _ = trained
+  workdir, train_out, eval_out = trained
   assert (workdir / 'secrets').stat().st_mode & 0o777 == 0o700
   secrets = [
     keyring.load(workdir / 'secrets' / f'{name}.key') for name in CLIENTS
@@ -131,10 +145,80 @@ def test_secrets_stay_in_their_folder(trained):
     if path.is_file() and path.parent.name != 'secrets'
   ]
   assert len(others) > 50
-  for path in others:
-    content = path.read_bytes()
+  contents = [path.read_bytes() for path in others]
+  contents += [train_out.encode(), eval_out.encode()]
+  for content in contents:
     for secret in secrets:
       assert secret not in content and secret.hex().encode() not in content
+
+
+def test_checkpoints_hold_no_transform(trained):
+  """Checkpoints are compressed, so their arrays are compared, not bytes."""
+  workdir, _, _ = trained
+  drawn = drawn_secrets(workdir)
+  assert len(drawn) == 3 * 2 * 3 * 3  # clients, modalities, scales, parts
+  count = 0
+  for task in (workdir / 'checkpoints').iterdir():
+    keeper = checkpoints.Checkpoints(task, read_only=True)
+    for leaf in jax.tree.leaves(keeper.restore_as_saved()):
+      count += 1
+      for secret in drawn:
+        if leaf.shape == secret.shape and leaf.size > 1:
+          assert not np.allclose(leaf, secret)
+    keeper.close()
+  assert count > 100
+
+
+def test_server_trains_from_message_files_alone(trained, data_dir, tmp_path):
+  """No image, encoder or decoder is left, and the network comes out equal."""
+  reference, _, _ = trained
+  workdir = tmp_path / 'server'
+  shutil.copytree(reference / 'messages', workdir / 'messages')
+  shutil.copytree(reference / 'secrets', workdir / 'secrets')
+  config = smoke.get_config()
+  shapes = {'s3': (4, 8), 's4': (2, 8), 'b': (1, 8)}
+  latents = {
+    modality: {
+      scale: jax.ShapeDtypeStruct((1, side, side, channels), np.float32)
+      for scale, (side, channels) in shapes.items()
+    }
+    for modality in ('image', 'mask')
+  }
+  collaboration.train_mapping(
+    config,
+    workdir_lib.Workdir(workdir, config.to_dict()),
+    latents=latents,
+    secrets={
+      name: keyring.load(workdir / 'secrets' / f'{name}.key')
+      for name in CLIENTS
+    },
+    title='server',
+  )
+  assert digests(workdir)['mapping'] == digests(reference)['mapping']
+
+
+def test_new_autoencoders_mean_new_contributions(trained, script, tmp_path):
+  workdir = tmp_path / 'changed'
+  shutil.copytree(trained[0], workdir)
+  note = workdir / 'messages' / '2' / 'autoencoders.sha256'
+  note.write_text('of other autoencoders')
+  old = (workdir / 'messages' / '2' / 'valid-000-000000.image.msg').read_bytes()
+  code, _, err = finish(script('train.py', workdir))
+  assert code == 0, err
+  assert 'client 2: its autoencoders have changed' in err
+  new = (workdir / 'messages' / '2' / 'valid-000-000000.image.msg').read_bytes()
+  assert new != old  # another message id at least
+  assert digests(workdir)['mapping'] == digests(trained[0])['mapping']
+
+
+def test_two_trainings_in_one_workdir_are_refused(script, tmp_path):
+  first = script('train.py', tmp_path / 'w')
+  wait_for(lambda: (tmp_path / 'w' / '.lock').exists(), first)
+  time.sleep(0.2)
+  line = refused(script('train.py', tmp_path / 'w'))
+  assert 'another process trains in it' in line
+  first.kill()
+  finish(first)
 
 
 def test_training_again_does_nothing_new(trained, script):
@@ -208,6 +292,31 @@ def test_unknown_method_is_one_line(script, tmp_path):
   assert "'resnet'" in line and 'ppcmi_sf' in line
 
 
+@pytest.mark.parametrize(
+  'flag, word',
+  [
+    ('--config.wire_dtype=int4', 'float16'),
+    ('--config.eval_every=0', 'at least 1'),
+    ('--config.mapping=none', 'fused_mapping'),
+    ('--config.nonsense=1', 'nonsense'),
+    ('--config.dataset=brats', 'abdomen'),
+  ],
+)
+def test_bad_field_is_one_line_and_costs_nothing(script, tmp_path, flag, word):
+  line = refused(script('train.py', tmp_path / 'w', flag))
+  assert word in line
+  assert not (tmp_path / 'w' / 'checkpoints').exists()
+
+
+def test_damaged_prepared_data_are_one_line(script, data_dir, tmp_path):
+  shutil.copytree(data_dir, tmp_path / 'data')
+  for path in (tmp_path / 'data').rglob('*array_record*'):
+    path.write_bytes(path.read_bytes()[:100])
+  flag = f'--config.data_dir={tmp_path / "data"}'
+  line = refused(script('train.py', tmp_path / 'w', flag))
+  assert 'cannot be read' in line and 'delete its folder' in line
+
+
 def test_unwritable_workdir_is_one_line(script, tmp_path):
   (tmp_path / 'file').write_text('')
   line = refused(script('train.py', tmp_path / 'file' / 'run'))
@@ -253,10 +362,12 @@ def test_wrong_key_is_refused(trained, data_dir, tmp_path):
     assert keyring.load(key).hex() not in str(error.value)
 
 
-def test_baseline_trains_and_evaluates(script, tmp_path):
-  config = 'configs/smoke.py:unet'
+@pytest.mark.parametrize(
+  'config', ['configs/smoke.py:unet', 'configs/smoke.py:published']
+)
+def test_other_methods_train_and_evaluate(script, tmp_path, config):
   code, _, err = finish(script('train.py', tmp_path / 'w', config=config))
   assert code == 0, err
   code, out, err = finish(script('eval.py', tmp_path / 'w', config=config))
   assert code == 0, err
-  assert 'prior' in out and 'ceiling' not in out
+  assert 'prior' in out and ('ceiling' in out) == ('unet' not in config)

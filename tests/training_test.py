@@ -1,5 +1,6 @@
 """The pmapped step on one and on four devices; the loop's duties."""
 
+import functools
 import os
 import subprocess
 import sys
@@ -123,6 +124,35 @@ def test_restore_refuses_what_has_not_ended(tmp_path):
     trainer().restore(sample, tmp_path / 'a')
 
 
+def test_what_four_devices_saved_one_restores(tmp_path):
+  code = (
+    'import sys; sys.path.insert(0, "tests"); import training_test as t;'
+    't.trainer().fit(t.arrays(), t.arrays(), seed=0, '
+    f'directory={str(tmp_path)!r})'
+  )
+  run_on_four_devices(code)
+  warnings = []
+  state = trainer().fit(
+    arrays(), arrays(), seed=0, directory=tmp_path, warn=warnings.append
+  )
+  assert int(state.step) == 6 and not warnings
+
+
+def run_on_four_devices(code):
+  environment = os.environ | {
+    'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
+    'JAX_PLATFORMS': 'cpu',
+  }
+  result = subprocess.run(
+    [sys.executable, '-c', code],
+    env=environment,
+    capture_output=True,
+    text=True,
+  )
+  assert result.returncode == 0, result.stderr
+  return result.stdout
+
+
 def test_unknown_schedule_is_an_error():
   with pytest.raises(ValueError, match="'linear'"):
     train_step.optimizer(learning_rate=1.0, steps=1, schedule='linear')
@@ -135,8 +165,8 @@ def losses_of_steps(num_steps=3):
   )
   tx = train_step.optimizer(learning_rate=1e-2, steps=10, schedule='constant')
   data, order = arrays(), np.arange(16)
-  state = train_step.init_state(
-    one, tx, jax.random.key(0), input_pipeline.take(data, np.arange(1))
+  state = jax.jit(functools.partial(train_step.init_state, one, tx))(
+    jax.random.key(0), input_pipeline.take(data, np.arange(1))
   )
   step = train_step.make_train_step(one, tx)
   losses = []
@@ -153,18 +183,8 @@ def test_four_devices_give_the_losses_of_one():
     'import sys; sys.path.insert(0, "tests"); import jax, training_test;'
     'assert jax.device_count() == 4; print(training_test.losses_of_steps())'
   )
-  environment = os.environ | {
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
-    'JAX_PLATFORMS': 'cpu',
-  }
-  out = subprocess.run(
-    [sys.executable, '-c', code],
-    env=environment,
-    capture_output=True,
-    text=True,
-    check=True,
-  )
-  losses, stats = eval(out.stdout.splitlines()[-1])
+  out = run_on_four_devices(code)
+  losses, stats = eval(out.splitlines()[-1])
   expected_losses, expected_stats = losses_of_steps()
   np.testing.assert_allclose(losses, expected_losses, rtol=1e-4)
   np.testing.assert_allclose(stats, expected_stats, rtol=1e-4, atol=1e-5)
