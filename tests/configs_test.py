@@ -1,0 +1,48 @@
+"""Every configuration and method can be built; their sizes are as stated."""
+
+import jax
+import numpy as np
+import pytest
+
+from configs import abdomen, phantom, smoke
+from ppcmi_jax import learners, tasks
+
+CONFIGS = {'abdomen': abdomen, 'phantom': phantom, 'smoke': smoke}
+
+
+@pytest.mark.parametrize('method', ['ppcmi_sf', 'published', 'unet'])
+@pytest.mark.parametrize('name', CONFIGS)
+def test_is_complete_and_consistent(name, method):
+  config = CONFIGS[name].get_config(method)
+  learners.check(config)
+  if method == 'unet':
+    learners.baseline(config, num_classes=3)
+    return
+  built = learners.autoencoders(config, channels=1, num_classes=3)
+  assert built.latents['image'].keys() == {'s3', 's4', 'b'}
+  blank = {
+    modality: tasks.Statistics.zeros(like, 3)
+    for modality, like in built.latents.items()
+  }
+  task, _ = learners.mapping(config, blank)
+  pair = {**built.latents, 'client': jax.ShapeDtypeStruct((1,), np.int32)}
+  variables = jax.eval_shape(task.init, jax.random.key(0), pair)
+  outputs = jax.eval_shape(
+    task.predict, variables, built.latents['image'], pair['client']
+  )
+  assert {s: z.shape for s, z in outputs.items()} == {
+    s: z.shape for s, z in built.latents['mask'].items()
+  }
+
+
+def test_published_method_has_the_published_parts():
+  config = abdomen.get_config('published')
+  config.mapping_options.width = 1.0
+  learners.check(config)
+  built = learners.autoencoders(config, channels=3, num_classes=3)
+  task, _ = learners.mapping(config, {})
+  pair = {**built.latents, 'client': jax.ShapeDtypeStruct((1,), np.int32)}
+  variables = jax.eval_shape(task.init, jax.random.key(0), pair)
+  count = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
+  assert count == 58_788_480
+  assert 'latent_stats' not in variables
