@@ -18,6 +18,8 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.dataset = 'phantom'
   config.dataset_options = {'num_subjects': 300, 'size': 256}
   config.split = 'subjects'
+  config.eval_every = 250
+  config.patience = 20
   if method == 'unet':
     config.unet_steps = 1500
     return config

@@ -53,8 +53,8 @@ class Checkpoints:
       options=ocp.CheckpointManagerOptions(
         max_to_keep=None if read_only else 2,
         create=not read_only,
+        # Orbax's own read_only would warn each time that it is.
         cleanup_tmp_directories=not read_only,
-        read_only=read_only,
       ),
       item_names=('state', 'meta'),
     )
