@@ -385,11 +385,9 @@ def test_predicted_latents_are_never_negative():
   }
 
 
-def test_unit_image_scales_integers_only():
-  np.testing.assert_allclose(
-    tasks.unit_image(jnp.array([0, 51, 255], jnp.uint8)), [0, 0.2, 1], rtol=1e-6
-  )
-  np.testing.assert_array_equal(tasks.unit_image(jnp.array([0.25])), [0.25])
+def test_one_kind_of_statistics_alone_is_refused():
+  with pytest.raises(ValueError, match='or neither'):
+    tasks.mapping(Mapping(), image_statistics=IMAGE_STATS)
 
 
 def network(name):
