@@ -60,7 +60,19 @@ class Checkpoints:
     )
 
   def save(self, step: int, state: Any) -> None:
-    """Starts writing `state`; `close` or the next save waits for it."""
+    """Starts writing `state`; `close` or the next save waits for it.
+
+    Raises:
+      OSError: the disk has less room than the arrays need.
+    """
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(state))
+    free = shutil.disk_usage(self._directory).free
+    if free < needed:
+      raise OSError(
+        f'checkpoint {self._directory / str(step)}: {needed / 2**20:.1f} MiB '
+        f'are needed, {free / 2**20:.1f} MiB are free on the disk; make room '
+        'and start again: training continues from the last checkpoint'
+      )
     self._manager.save(
       step,
       args=ocp.args.Composite(

@@ -163,6 +163,14 @@ def test_what_cannot_be_used_is_never_deleted(directory):
   assert_states_equal(restore(directory)[0], state_of(3))
 
 
+def test_a_full_disk_is_said_before_writing(directory, monkeypatch):
+  full = shutil.disk_usage(directory)._replace(free=10)
+  monkeypatch.setattr(shutil, 'disk_usage', lambda path: full)
+  with pytest.raises(OSError, match=r'are needed, 0\.0 MiB are free'):
+    save(directory, {4: state_of(4)})
+  assert_states_equal(restore(directory)[0], state_of(3))
+
+
 def test_an_empty_directory_is_passed_over(directory):
   (directory / '7').mkdir()
   state, warnings = restore(directory)
