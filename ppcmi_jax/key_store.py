@@ -38,7 +38,9 @@ def open_keys(
       that the run was started with.
   """
   path = workdir.path / 'clients.json'
-  known = _read_ids(path)
+  known = {}
+  if path.exists():
+    known = workdir_lib.read_object(path, 'restore it')
   secrets = {}
   for name in names:
     key_path = workdir.secrets / f'{name}.key'
@@ -50,20 +52,6 @@ def open_keys(
   if key_ids != known:
     workdir.write_bytes(path, (json.dumps(key_ids, indent=2) + '\n').encode())
   return secrets, key_ids
-
-
-def _read_ids(path) -> dict[str, str]:
-  if not path.exists():
-    return {}
-  try:
-    known = json.loads(path.read_text())
-    if not isinstance(known, dict):
-      raise ValueError
-  except ValueError:
-    raise ValueError(
-      f'{path}: damaged, expected a JSON object of client: key id; restore it'
-    ) from None
-  return known
 
 
 def transform_secrets(

@@ -18,6 +18,17 @@ from collections.abc import Mapping
 from typing import Any
 
 
+def read_object(path: pathlib.Path, remedy: str) -> dict[str, Any]:
+  """Returns the JSON object in a file; ValueError, with a remedy, otherwise."""
+  try:
+    found = json.loads(path.read_text())
+    if not isinstance(found, dict):
+      raise ValueError
+  except ValueError:
+    raise ValueError(f'{path}: damaged, not a JSON object; {remedy}') from None
+  return found
+
+
 class Workdir:
   """Opens a folder for a configuration, creating it where it is missing.
 
@@ -116,15 +127,7 @@ class Workdir:
     os.replace(partial, path)
 
   def _check_config(self, path, config):
-    try:
-      found = json.loads(path.read_text())
-      if not isinstance(found, dict):
-        raise ValueError
-    except ValueError:
-      raise ValueError(
-        f'{path}: damaged, not a JSON object; restore it or choose another '
-        '--workdir'
-      ) from None
+    found = read_object(path, 'restore it or choose another --workdir')
     missing = object()
     shown = lambda tree, key: repr(tree[key]) if key in tree else 'not set'
     differing = sorted(
