@@ -18,16 +18,19 @@ is a dict of
   hospital or scanner, and a unique name of the example. Splits are by subject.
 * `position`: int32, slice index inside the volume, in axial order.
 
-`builder.info.metadata['classes']` names the classes, background first.
+`builder.info.metadata['classes']` names the classes, background first. What
+comes from a folder of the user is built on `manual`.
 """
 
+import dataclasses
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import tensorflow_datasets as tfds
+from absl import logging
 
-from ppcmi_jax.datasets import abdomen, phantom
+from ppcmi_jax.datasets import abdomen, manual, phantom
 
 DATASETS = {
   'abdomen': abdomen.Abdomen,
@@ -42,17 +45,22 @@ def prepare(
   name: str,
   *,
   data_dir: str | os.PathLike | None = None,
+  manual_dir: str | os.PathLike | None = None,
   options: Mapping[str, Any] | None = None,
+  warn: Callable[[str], None] = logging.warning,
 ) -> Any:
   """Returns the builder of a data set, prepared now or before.
 
   Args:
     name: a key of `DATASETS`.
     data_dir: where prepared data live; tensorflow-datasets' default if None.
+    manual_dir: folder of a data set that the user has.
     options: fields of the builder's configuration.
+    warn: called with a line where files were skipped.
 
   Raises:
-    ValueError: an unknown data set or option, or damaged source files.
+    ValueError: an unknown data set or option, damaged source files, or a folder
+      that has changed since it was prepared.
   """
   if name not in DATASETS:
     raise ValueError(
@@ -60,16 +68,37 @@ def prepare(
     )
   kwargs = {}
   options = dict(options or {})
-  known = CONFIGS[name].__dataclass_fields__ if name in CONFIGS else {}
+  known = {}
+  if name in CONFIGS:
+    own = {f.name for f in dataclasses.fields(tfds.core.BuilderConfig)}
+    known = {f.name for f in dataclasses.fields(CONFIGS[name])} - own
+  is_manual = issubclass(DATASETS[name], manual.ManualBuilder)
+  known = sorted(known - {'manual_dir'})
   unknown = sorted(set(options) - set(known))
   if unknown:
     raise ValueError(
       f'dataset_options: {name} has no option {", ".join(unknown)}; '
       f'it has: {", ".join(known) or "none"}'
     )
+  if is_manual:
+    if not manual_dir:
+      raise ValueError(
+        f'manual_dir: {name} is read from a folder that you have; name it with '
+        '--config.manual_dir=FOLDER'
+      )
+    options['manual_dir'] = os.fspath(manual_dir)
   if name in CONFIGS:
     kwargs['config'] = CONFIGS[name](**options)
   builder = DATASETS[name](data_dir=data_dir, **kwargs)
   tfds.disable_progress_bar()  # it prints a bar for every shard
   builder.download_and_prepare()
+  if is_manual:
+    skipped = manual.read_note(builder)['skipped']
+    for record, reason in list(skipped.items())[:10]:
+      warn(f'{name}: skipped {record}: {reason}')
+    if skipped:
+      warn(
+        f'{name}: {len(skipped)} records were skipped; all of them: '
+        f'{os.path.join(builder.data_path, manual.NOTE)}'
+      )
   return builder
