@@ -20,10 +20,12 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   Args:
     method: 'ppcmi_sf' with this project's networks and training; 'published',
       the same with the paper's (the mapping network at a quarter of its width,
-      for CPUs); or 'unet', a privacy-agnostic baseline on pooled data.
+      for CPUs); 'official', what the official code does, defects included, at
+      full size (for a GPU; see `python -m ppcmi_jax.conversion` for its
+      checkpoints); or 'unet', a privacy-agnostic baseline on pooled data.
   """
   config = ml_collections.ConfigDict()
-  published = method == 'published'
+  published = method in ('published', 'official')
   config.method = 'ppcmi_sf' if published else method
   config.seed = 0  # of initialisation, order and augmentation; not of secrets
 
@@ -32,6 +34,7 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.dataset_options = {}
   config.data_dir = ''  # tensorflow-datasets' default
   config.image_size = 128
+  config.image_channels = 1  # grey images are repeated for more
   config.split = 'blocks'
   config.test_fraction = 0.2
   config.valid_fraction = 0.1
@@ -58,7 +61,7 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
     return config
 
   # PPCMI-SF
-  config.official_losses = False
+  config.official_training = False  # its losses and running variances
   config.autoencoder_widths = (16, 32, 64, 128, 256)
   config.skips = True
   config.upsampling = 'shuffle'
@@ -85,4 +88,16 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
     config.mapping = 'mapping'
     config.mapping_options = {'width': 0.25}
     config.standardise = False
+  if method == 'official':
+    config.image_channels = 3
+    config.augment = {}
+    config.schedule = 'constant'
+    config.weight_decay = 0.0
+    config.patience = 20
+    config.official_training = True
+    config.protection = 'official'
+    config.wire_dtype = 'float32'
+    config.mapping_options = {'width': 1.0, 'pooling': 'official'}
+    config.autoencoder_batch_size = config.mapping_batch_size = 16
+    config.autoencoder_learning_rate = config.mapping_learning_rate = 1e-3
   return config

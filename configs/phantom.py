@@ -23,6 +23,12 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   if method == 'unet':
     config.unet_steps = 1500
     return config
+  if method == 'official':  # 100 and 150 epochs of 70 a client, and of 210
+    config.image_size = 256
+    config.eval_every = 14
+    config.image_steps = config.mask_steps = 500
+    config.mapping_steps = 2100
+    return config
   config.mask_steps = 1000
   config.copies = min(config.copies, 8)
   config.mapping_steps = 1500

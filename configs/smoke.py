@@ -24,10 +24,10 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.image_steps = 12
   config.mask_steps = 12
   config.copies = min(config.copies, 1)
-  if method == 'published':
-    config.mapping_options = {'width': 0.02}
+  if 'width' in config.mapping_options:
+    config.mapping_options.width = 0.02
   else:
     config.mapping_options = {'widths': (8, 8, 8)}
   config.mapping_steps = 12
-  config.mapping_batch_size = 4
+  config.mapping_batch_size = config.autoencoder_batch_size = 4
   return config

@@ -120,13 +120,6 @@ class Checkpoints:
         self._move_aside(self._directory / str(step))
     return None
 
-  def restore_as_saved(self) -> Any:
-    """Returns the newest state as nested dicts, whatever its structure."""
-    return self._manager.restore(
-      self._manager.latest_step(),
-      args=ocp.args.Composite(state=ocp.args.StandardRestore()),
-    ).state
-
   def _move_aside(self, path: pathlib.Path) -> None:
     target = path.with_name(f'{path.name}.damaged')
     shutil.rmtree(target, ignore_errors=True)

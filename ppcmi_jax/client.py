@@ -83,7 +83,7 @@ def make_client(
     transform: the keyed transform, public; its secrets are in the state.
     latents: shapes of mask latents {scale: [B, h, w, C]} that a reply must
       have, whatever its B; None takes any.
-    protection: what the wire header calls the transform: 'klt' or 'none'.
+    protection: what the wire header calls the transform, as 'klt'.
     wire_dtype: 'float32', 'bfloat16' or 'float16'.
   """
 

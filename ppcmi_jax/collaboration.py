@@ -194,6 +194,16 @@ def train_mapping(
   )
 
 
+def blank_pair(latents: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a training pair of the mapping network, for shapes.
+
+  Args:
+    latents: {modality: {scale: shape [1, h, w, C]}}.
+  """
+  pair = jax.tree.map(lambda z: np.zeros(z.shape, z.dtype), dict(latents))
+  return {**pair, 'client': np.zeros(1, np.int32)}
+
+
 def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
   """Returns the trained clients and server of a workdir.
 
@@ -231,8 +241,6 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
       for modality, like in latents.items()
     },
   )
-  pair = jax.tree.map(lambda z: np.zeros(z.shape, z.dtype), dict(latents))
-  pair['client'] = np.zeros(1, np.int32)
   server = server_lib.make_server(
     predict=task.predict,
     transform=learners.TRANSFORMS[config.protection],
@@ -242,7 +250,11 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
     wire_dtype=config.wire_dtype,
   )
   server_state = server_lib.ServerState(
-    trainer.restore(pair, workdir.checkpoints('mapping'), warn=logging.warning),
+    trainer.restore(
+      blank_pair(latents),
+      workdir.checkpoints('mapping'),
+      warn=logging.warning,
+    ),
     {name: hospital.state.secrets for name, hospital in trained.items()},
   )
 

@@ -83,6 +83,8 @@ def load_data(config: Any, workdir: workdir_lib.Workdir) -> Data:
     data_dir=config.data_dir or None,
     options=config.dataset_options,
   )
+  shape = (*examples.mask.shape, config.image_channels)
+  examples = examples._replace(image=np.broadcast_to(examples.image, shape))
   splits = input_pipeline.split(
     examples,
     mode=config.split,

@@ -54,6 +54,35 @@ def open_keys(
   return secrets, key_ids
 
 
+def keep_transform_secrets(
+  workdir: workdir_lib.Workdir,
+  arrays: Any,
+  secret: bytes,
+  client: str,
+  protection: str,
+) -> None:
+  """Writes a transform's secrets, to be found by `transform_secrets`.
+
+  Args:
+    workdir: of the run.
+    arrays: {modality: secrets of the transform}, drawn, or from elsewhere.
+    secret, client, protection: as of `transform_secrets`.
+  """
+  buffer = io.BytesIO()
+  leaves = jax.device_get(jax.tree.leaves(arrays))
+  np.savez(
+    buffer,
+    key_id=np.array(keyring.key_id(secret)),
+    **{f'leaf{i}': leaf for i, leaf in enumerate(leaves)},
+  )
+  path = _path(workdir, client, protection)
+  workdir.write_bytes(path, buffer.getvalue(), mode=0o600)
+
+
+def _path(workdir, client, protection):
+  return workdir.secrets / f'{client}.{protection}.npz'
+
+
 def transform_secrets(
   workdir: workdir_lib.Workdir,
   init: Callable[[Any, Any], Any],
@@ -83,14 +112,10 @@ def transform_secrets(
   leaves, tree = jax.tree.flatten(jax.eval_shape(draw))
   if not leaves:
     return draw()
-  path = workdir.secrets / f'{client}.{protection}.npz'
+  path = _path(workdir, client, protection)
   key_id = keyring.key_id(secret)
   if not path.exists():
-    drawn = jax.device_get(jax.tree.leaves(draw()))
-    buffer = io.BytesIO()
-    arrays = {f'leaf{i}': leaf for i, leaf in enumerate(drawn)}
-    np.savez(buffer, key_id=np.array(key_id), **arrays)
-    workdir.write_bytes(path, buffer.getvalue(), mode=0o600)
+    keep_transform_secrets(workdir, draw(), secret, client, protection)
   try:
     with np.load(path, allow_pickle=False) as file:
       found_id = str(file['key_id'])

@@ -11,12 +11,21 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from ppcmi_jax import augmentation, keyed, models, tasks, training, wire
+from ppcmi_jax import (
+  augmentation,
+  keyed,
+  models,
+  official,
+  tasks,
+  training,
+  wire,
+)
 
 METHODS = ('ppcmi_sf', 'unet')
 MAPPINGS = ('mapping', 'fused_mapping')
 TRANSFORMS = {
   'klt': keyed.chain(keyed.orthogonal(), keyed.permutation(), keyed.shift()),
+  'official': official.TRANSFORM,
   'none': keyed.chain(),
 }
 
@@ -30,7 +39,7 @@ def check(config: Any) -> None:
   try:
     _check_choice(config, 'method', METHODS)
     _check_choice(config, 'schedule', ('constant', 'cosine'))
-    positive = ['image_size', 'eval_every', 'patience']
+    positive = ['image_size', 'image_channels', 'eval_every', 'patience']
     if config.method == 'unet':
       positive += ['unet_width', 'unet_steps', 'unet_batch_size']
     else:
@@ -83,6 +92,8 @@ class Learners(NamedTuple):
 
 
 def _trainer(config, task, learner, steps) -> training.Trainer:
+  if config.get('official_training'):
+    task = task._replace(loss=official.unbiased_variance(task.loss))
   return training.Trainer(
     task,
     steps=steps,
@@ -114,12 +125,12 @@ def autoencoders(config: Any, *, channels: int, num_classes: int) -> Learners:
   image_model = autoencoder(channels=channels)
   mask_model = autoencoder(channels=num_classes)
   image_task = tasks.image_reconstruction(
-    image_model, official=config.official_losses, augment=augment
+    image_model, official=config.official_training, augment=augment
   )
   mask_task = tasks.mask_reconstruction(
     mask_model,
     num_classes=num_classes,
-    official=config.official_losses,
+    official=config.official_training,
     augment=augment,
     latent_noise=config.latent_noise,
     latent_mixing=config.latent_mixing,

@@ -59,7 +59,7 @@ def make_server(
     key_ids: {client: key id}.
     latents: shapes of image latents {scale: [B, h, w, C]} that a query must
       have, whatever its B; None takes any.
-    protection: what the wire header must say: 'klt' or 'none'.
+    protection: what the wire header must say, as 'klt'.
     wire_dtype: of replies.
   """
   numbers = {name: i for i, name in enumerate(key_ids)}

@@ -97,6 +97,33 @@ class Trainer:
       )
     return state.best_variables
 
+  def adopt(
+    self, variables: tasks.Variables, sample, directory: str | pathlib.Path
+  ) -> None:
+    """Writes variables from elsewhere as the end of a training.
+
+    Args:
+      variables: of the task, float32.
+      sample: one example of the training data, [1, ...] arrays.
+      directory: of the task's checkpoints, without any.
+
+    Raises:
+      ValueError: they are not of the task's network; names the first array
+        that differs and both shapes.
+    """
+    expected = self.abstract_state(sample)
+    _check_same_network(variables, expected.variables)
+    state = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), expected)
+    steps, variables = jnp.int32(self._steps), jax.device_put(variables)
+    state = state._replace(
+      step=steps,
+      variables=variables,
+      best_variables=variables,
+      best_step=steps,
+    )
+    with contextlib.closing(checkpoints.Checkpoints(directory)) as keeper:
+      keeper.save(self._steps, state)
+
   def is_done(self, state: train_step.TrainState) -> bool:
     """Says whether all steps were taken, or training stopped early."""
     stale = int(state.step) - int(state.best_step)
@@ -199,3 +226,17 @@ class Trainer:
         best_step=jnp.int32(step),
       )
     return state
+
+
+def _check_same_network(variables, expected):
+  shapes = [
+    {
+      '/'.join(key.key for key in path): tuple(leaf.shape)
+      for path, leaf in jax.tree_util.tree_leaves_with_path(tree)
+    }
+    for tree in (expected, variables)
+  ]
+  for name in sorted({**shapes[0], **shapes[1]}):
+    want, have = (listed.get(name, 'no such array') for listed in shapes)
+    if want != have:
+      raise ValueError(f'{name}: expected {want}, found {have}')

@@ -28,7 +28,8 @@ The header is one object with exactly these fields:
               0-9 _; 2 to MAX_RANK dimensions, each at least 1, one B for all
   message_id  32 hex digits
   modality    'image' or 'mask'
-  protection  'klt' (the keyed linear transform) or 'none'
+  protection  'klt' (the keyed linear transform), 'official' (that of the
+              official code, without the permutation) or 'none'
 
 One message and dtype give one string of bytes, and `len` of it is what crosses.
 The payload of an official query at 256x256 is 114,688 numbers, 458,752 bytes in
@@ -76,7 +77,7 @@ DTYPES = {
 }
 CHOICES = {
   'dtype': tuple(DTYPES),
-  'protection': ('klt', 'none'),
+  'protection': ('klt', 'official', 'none'),
   'direction': ('query', 'reply', 'contribution'),
   'modality': ('image', 'mask'),
 }
@@ -101,7 +102,7 @@ class Message(NamedTuple):
   Attributes:
     client: whose keys protect the latents; safe as a part of a file name.
     key_id: public name of the client's secret (`keyring.key_id`).
-    protection: 'klt' or 'none'.
+    protection: 'klt', 'official' or 'none'.
     direction: 'query', 'reply' or 'contribution'.
     modality: 'image' or 'mask', the encoder that the latents belong to.
     message_id: 16 bytes; a reply carries its query's.

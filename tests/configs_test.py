@@ -10,7 +10,7 @@ from ppcmi_jax import learners, tasks
 CONFIGS = {'abdomen': abdomen, 'phantom': phantom, 'smoke': smoke}
 
 
-@pytest.mark.parametrize('method', ['ppcmi_sf', 'published', 'unet'])
+@pytest.mark.parametrize('method', ['ppcmi_sf', 'published', 'official', 'unet'])
 @pytest.mark.parametrize('name', CONFIGS)
 def test_is_complete_and_consistent(name, method):
   config = CONFIGS[name].get_config(method)

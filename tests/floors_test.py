@@ -20,7 +20,7 @@ ROOT = pathlib.Path(ppcmi_jax.__file__).parent
 # A new module gets a place here, as low as what it imports allows.
 FLOORS = {
   0: 'keyed keyring wire losses metrics images image_metrics augmentation '
-  'panels profiling checkpoints workdir',
+  'panels profiling checkpoints workdir command',
   1: 'models datasets key_store',
   2: 'client server input_pipeline official',
   3: 'tasks',
@@ -29,7 +29,7 @@ FLOORS = {
   6: 'learners attacks',
   7: 'hospitals',
   8: 'collaboration',
-  9: 'studies report command',
+  9: 'studies report conversion',
 }
 
 # Package -> the units that are about it. Elsewhere it would make everybody

@@ -131,7 +131,7 @@ def messages(draw):
     with np.errstate(all='ignore'):
       z = np.where(np.isfinite(z), z, np.zeros_like(z))
     latents[name] = z.reshape(batch, *shape)
-  protection = draw(st.sampled_from(['klt', 'none']))
+  protection = draw(st.sampled_from(['klt', 'official', 'none']))
   key_ids = st.from_regex('[0-9a-f]{16}', fullmatch=True)
   if protection == 'none':
     key_ids = key_ids | st.just('')
@@ -311,7 +311,7 @@ NESTED = b'[' * 4000
     (edit(message_id='00'), 'message_id: expected 16 bytes as 32 hex digits'),
     (
       edit(protection='sealed'),
-      "protection: expected one of klt, none, found 's",
+      "protection: expected one of klt, official, none, found 's",
     ),
     (edit(protection=['klt']), 'protection: expected one of'),
     (
