@@ -68,7 +68,7 @@ def prepare(
     )
   kwargs = {}
   options = dict(options or {})
-  known = {}
+  known = set()
   if name in CONFIGS:
     own = {f.name for f in dataclasses.fields(tfds.core.BuilderConfig)}
     known = {f.name for f in dataclasses.fields(CONFIGS[name])} - own
