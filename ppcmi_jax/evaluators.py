@@ -24,20 +24,20 @@ Axes: N examples, B batch, H height, W width, C channels, K classes.
 ... )
 >>> result['organ']['dice'], result['organ']['n'], result['mean']['hd95_mm']
 (1.0, 2, 0.0)
+>>> result['organ']['ci95']['dice'], result['settings']['num_subjects']
+([1.0, 1.0], 2)
 """
 
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 
-from ppcmi_jax import image_metrics, metrics
+from ppcmi_jax import image_metrics, metrics, score_table
 
 Predict = Callable[[np.ndarray], ArrayLike]
 BATCH_SIZE = 16
-COUNTS = ('n', 'n_missed', 'n_spurious', 'n_empty')
 
 
 def segmentation(
@@ -46,6 +46,9 @@ def segmentation(
   *,
   class_names: Sequence[str],
   batch_size: int = BATCH_SIZE,
+  preset: str = 'default',
+  tolerance_mm: float = metrics.TOLERANCE_MM,
+  distance_unit: str = 'mm',
 ) -> dict[str, Any]:
   """Scores the masks predicted from images.
 
@@ -56,27 +59,35 @@ def segmentation(
     examples: the examples to score (module docstring).
     class_names: K names, background first.
     batch_size: B, less where there are fewer examples.
+    preset: 'default', or 'official' to score as the official code does, for
+      comparison with published numbers only (`official_metrics`).
+    tolerance_mm: of the normalised surface Dice, nsd.
+    distance_unit: 'pixels' where the spacing is 1 for unknown.
 
   Returns:
-    A dict of
-    * each foreground class name: what `metrics.summarize` returns;
-    * 'mean': each metric's unweighted mean over the classes that the truth of
-      some example contains, 'n_classes' of them, and the counts summed over
-      all foreground classes, so that a class invented everywhere still shows;
-    * 'per_case': one JSON-able row for each example and foreground class,
-      example by example: index (into examples), case, subject, site, class,
-      the metrics (None where undefined), missed, spurious, empty.
+    What the docstring of `score_table` describes: for each foreground class,
+    for all of them merged ('foreground') and for their 'mean', the mean of
+    each metric over cases, its standard deviation over cases ('std'), its
+    95 % interval over subjects ('ci95') and counts; and the rows 'per_case'.
 
   Raises:
     ValueError: no examples, images out of range, a mask or prediction of the
-      wrong shape or with labels outside the classes, class names that clash.
+      wrong shape or with labels outside the classes, class names that clash,
+      an unknown preset or unit.
   """
   predicted = _in_batches(
     lambda image: predict(_unit_range(image)),
     np.asarray(examples.image),
     batch_size=batch_size,
   )
-  return _score_labels(predicted, examples, class_names=class_names)
+  return score_table.score_labels(
+    predicted,
+    examples,
+    class_names=class_names,
+    preset=preset,
+    tolerance_mm=tolerance_mm,
+    distance_unit=distance_unit,
+  )
 
 
 def mask_reconstruction(
@@ -85,6 +96,9 @@ def mask_reconstruction(
   *,
   class_names: Sequence[str],
   batch_size: int = BATCH_SIZE,
+  preset: str = 'default',
+  tolerance_mm: float = metrics.TOLERANCE_MM,
+  distance_unit: str = 'mm',
 ) -> dict[str, Any]:
   """Scores masks that went through the mask autoencoder and back.
 
@@ -94,7 +108,7 @@ def mask_reconstruction(
     predict: mask uint8 [B, H, W] -> integer labels [B, H, W].
     examples: the examples to score (module docstring).
     class_names: K names, background first.
-    batch_size: B, as in `segmentation`.
+    batch_size, preset, tolerance_mm, distance_unit: as in `segmentation`.
 
   Returns:
     What `segmentation` returns.
@@ -104,11 +118,24 @@ def mask_reconstruction(
   """
   masks = np.asarray(examples.mask)
   predicted = _in_batches(predict, masks, batch_size=batch_size)
-  return _score_labels(predicted, examples, class_names=class_names)
+  return score_table.score_labels(
+    predicted,
+    examples,
+    class_names=class_names,
+    preset=preset,
+    tolerance_mm=tolerance_mm,
+    distance_unit=distance_unit,
+  )
 
 
 def shape_prior(
-  training_masks: ArrayLike, examples: Any, *, class_names: Sequence[str]
+  training_masks: ArrayLike,
+  examples: Any,
+  *,
+  class_names: Sequence[str],
+  preset: str = 'default',
+  tolerance_mm: float = metrics.TOLERANCE_MM,
+  distance_unit: str = 'mm',
 ) -> dict[str, Any]:
   """Scores `metrics.fit_shape_prior`, which never looks at the image.
 
@@ -118,6 +145,7 @@ def shape_prior(
     training_masks: uint8 [M, H, W], of the training split.
     examples: the examples to score (module docstring).
     class_names: K names, background first.
+    preset, tolerance_mm, distance_unit: as in `segmentation`.
 
   Returns:
     What `segmentation` returns.
@@ -127,7 +155,14 @@ def shape_prior(
   """
   prior = metrics.fit_shape_prior(training_masks, len(class_names))
   predicted = np.broadcast_to(prior, (len(examples.mask), *prior.shape))
-  return _score_labels(predicted, examples, class_names=class_names)
+  return score_table.score_labels(
+    predicted,
+    examples,
+    class_names=class_names,
+    preset=preset,
+    tolerance_mm=tolerance_mm,
+    distance_unit=distance_unit,
+  )
 
 
 def reconstruction(
@@ -197,55 +232,6 @@ def _in_batches(
   return np.concatenate(outputs)[:num]
 
 
-def _score_labels(
-  predicted: np.ndarray, examples: Any, *, class_names: Sequence[str]
-) -> dict[str, Any]:
-  """Scores labels [N, H, W]: the result that `segmentation` documents."""
-  class_names = list(class_names)
-  reserved = ['mean', 'per_case']
-  if len({*class_names, *reserved}) != len(class_names) + len(reserved):
-    raise ValueError(
-      f'class_names must be distinct and none of {reserved}, found '
-      f'{class_names}'
-    )
-  truth = np.asarray(examples.mask)
-  for name, labels in (('prediction', predicted), ('mask', truth)):
-    metrics.check_labels(labels, num_classes=len(class_names), name=name)
-  identity = {
-    name: _names(getattr(examples, name))
-    for name in ('case', 'subject', 'site')
-  }
-  result, present, rows = {}, [], []
-  for label, class_name in enumerate(class_names[1:], start=1):
-    scores = metrics.segmentation_scores(
-      prediction=predicted == label,
-      truth=truth == label,
-      spacing_mm=examples.spacing_mm,
-    )
-    result[class_name] = metrics.summarize(scores)
-    if np.any(truth == label):
-      present.append(class_name)
-    rows += [
-      {
-        'index': i,
-        **{name: values[i] for name, values in identity.items()},
-        'class': class_name,
-        **{name: _json_number(scores[name][i]) for name in metrics.MEANS},
-        **{name: bool(scores[name][i]) for name in metrics.FLAGS},
-      }
-      for i in range(len(truth))
-    ]
-  summaries = list(result.values())
-  mean = {
-    name: metrics.mean_defined([result[c][name] for c in present])
-    for name in metrics.MEANS
-  }
-  mean['n_classes'] = len(present)
-  mean |= {name: sum(summary[name] for summary in summaries) for name in COUNTS}
-  rows.sort(key=lambda row: row['index'])  # stable: classes keep their order
-  return {**result, 'mean': mean, 'per_case': rows}
-
-
 def _unit_range(image: ArrayLike) -> np.ndarray:
   """Returns images as float32 in [0, 1]; uint8 is divided by 255."""
   image = np.asarray(image)
@@ -257,13 +243,3 @@ def _unit_range(image: ArrayLike) -> np.ndarray:
     )
   image_metrics.check_unit_range(image, name='image')
   return image.astype(np.float32)
-
-
-def _names(values: ArrayLike) -> list[Any]:
-  """Returns names as plain str or numbers; tfds reads text back as bytes."""
-  values = np.asarray(values).tolist()
-  return [v.decode() if isinstance(v, bytes) else v for v in values]
-
-
-def _json_number(value: float) -> float | None:
-  return None if math.isnan(value) else float(value)

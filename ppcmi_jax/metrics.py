@@ -4,17 +4,18 @@ Every function scores cases one by one (a NumPy array [N]); `summarize`
 reduces last. What a score means where a class is empty is a policy, and a
 missed structure must never improve a mean:
 
-| case     | truth | prediction | dice, iou | sensitivity | hd95_mm, asd_mm |
-|----------|-------|------------|-----------|-------------|-----------------|
-| usual    | some  | some       | formula   | formula     | formula         |
-| missed   | some  | none       | 0         | 0           | diagonal        |
-| spurious | none  | some       | 0         | NaN         | diagonal        |
-| empty    | none  | none       | NaN       | NaN         | NaN             |
+| case     | truth | prediction | dice, iou, nsd | sensitivity | hd95, asd mm |
+|----------|-------|------------|----------------|-------------|--------------|
+| usual    | some  | some       | formula        | formula     | formula      |
+| missed   | some  | none       | 0              | 0           | diagonal     |
+| spurious | none  | some       | 0              | NaN         | diagonal     |
+| empty    | none  | none       | NaN            | NaN         | NaN          |
 
 NaN stands for undefined, and means are over the defined cases. The diagonal is
 that of the field of view in mm, hypot(H * row, W * column), larger than any
 distance inside the image. Specificity is always its formula, TN / (TN + FP),
-and undefined only where the truth fills the image.
+and undefined only where the truth fills the image. Where the size of a pixel
+is unknown, a spacing of 1 makes every mm below a pixel.
 
 Axes: N cases, H height, W width.
 
@@ -31,17 +32,31 @@ Axes: N cases, H height, W width.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy import ndimage
 
-MEANS = ('dice', 'iou', 'sensitivity', 'specificity', 'hd95_mm', 'asd_mm')
+MEANS = (
+  'dice',
+  'iou',
+  'sensitivity',
+  'specificity',
+  'hd95_mm',
+  'asd_mm',
+  'nsd',
+)
 FLAGS = ('missed', 'spurious', 'empty')
+TOLERANCE_MM = 2.0
 
 
 def segmentation_scores(
-  *, prediction: ArrayLike, truth: ArrayLike, spacing_mm: ArrayLike
+  *,
+  prediction: ArrayLike,
+  truth: ArrayLike,
+  spacing_mm: ArrayLike,
+  tolerance_mm: float = TOLERANCE_MM,
 ) -> dict[str, np.ndarray]:
   """Scores the masks of one class, case by case.
 
@@ -50,19 +65,25 @@ def segmentation_scores(
   A mask's surface is its pixels with one of the four neighbours outside the
   mask (beyond the border is outside); distances run between pixel centres.
   hd95_mm is the larger of the two directed 95th percentiles, asd_mm the mean
-  of the distances of both directions together.
+  of the distances of both directions together. nsd is the normalised surface
+  Dice (Nikolov et al., 2018) with surface pixels, all of one weight, for
+  surface elements: of the pixels of both surfaces, the share no farther than
+  `tolerance_mm` from the other surface.
 
   Args:
     prediction: bool [N, H, W].
     truth: bool [N, H, W].
     spacing_mm: [N, 2], size of a pixel in mm, row then column.
+    tolerance_mm: of nsd; a distance equal to it, up to one part in a million
+      (the spacing's rounding), is within. 0 asks for the same pixels.
 
   Returns:
     float64 [N] of each of `MEANS`, NaN where undefined, and bool [N] of each
     of `FLAGS`; the module's table says which case is which.
 
   Raises:
-    ValueError: shapes differ, masks are not bool, a spacing is not above 0.
+    ValueError: shapes differ, masks are not bool, a spacing is not above 0, a
+      tolerance is below 0.
   """
   prediction, truth = np.asarray(prediction), np.asarray(truth)
   spacing_mm = np.asarray(spacing_mm, np.float64)
@@ -89,6 +110,11 @@ def segmentation_scores(
       f'spacing_mm must be finite and above 0, found {bad}; '
       'use 1.0 where the pixel size is unknown'
     )
+  if not (np.isfinite(tolerance_mm) and tolerance_mm >= 0):
+    raise ValueError(
+      f'tolerance_mm must be finite and at least 0, found {tolerance_mm}; '
+      'give the error in mm that does not matter'
+    )
 
   pixels = (1, 2)
   tp = np.sum(prediction & truth, axis=pixels, dtype=np.float64)
@@ -97,14 +123,17 @@ def segmentation_scores(
   tn = height * width - tp - fp - fn
   in_truth, in_prediction = tp + fn > 0, tp + fp > 0
 
-  hd95_mm, asd_mm = np.full(n, np.nan), np.full(n, np.nan)
+  hd95_mm, asd_mm, nsd = np.full((3, n), np.nan)
   one_empty = in_truth ^ in_prediction
+  nsd[one_empty] = 0
   diagonal_mm = np.linalg.norm(spacing_mm * [height, width], axis=1)
   hd95_mm[one_empty] = asd_mm[one_empty] = diagonal_mm[one_empty]
   for i in np.flatnonzero(in_truth & in_prediction):
     there, back = _surface_distances(prediction[i], truth[i], spacing_mm[i])
     hd95_mm[i] = max(np.percentile(there, 95), np.percentile(back, 95))
-    asd_mm[i] = np.mean(np.concatenate([there, back]))
+    both = np.concatenate([there, back])
+    asd_mm[i] = np.mean(both)
+    nsd[i] = np.mean(both <= tolerance_mm * (1 + 1e-6))
 
   return {
     'dice': _ratio(2 * tp, 2 * tp + fp + fn),
@@ -113,24 +142,28 @@ def segmentation_scores(
     'specificity': _ratio(tn, tn + fp),
     'hd95_mm': hd95_mm,
     'asd_mm': asd_mm,
+    'nsd': nsd,
     'missed': in_truth & ~in_prediction,
     'spurious': ~in_truth & in_prediction,
     'empty': ~in_truth & ~in_prediction,
   }
 
 
-def summarize(scores: Mapping[str, np.ndarray]) -> dict[str, float]:
+def summarize(scores: Mapping[str, np.ndarray]) -> dict[str, Any]:
   """Reduces the scores of one class over its cases.
 
   Args:
     scores: what `segmentation_scores` returns, arrays [N].
 
   Returns:
-    The mean of each of `MEANS` over the cases that define it (NaN where none
-    does, as for a class that is nowhere), and the counts: 'n' of cases that
-    define dice, 'n_missed', 'n_spurious', 'n_empty'. n + n_empty is N.
+    The mean of each score over the cases that define it (NaN where none does,
+    as for a class that is nowhere), 'std' with the standard deviation of each
+    over the same cases (NaN for fewer than two), and the counts: 'n' of cases
+    that define dice, 'n_missed', 'n_spurious', 'n_empty'. n + n_empty is N.
   """
-  summary = {name: mean_defined(scores[name]) for name in MEANS}
+  names = [name for name in scores if name not in FLAGS]
+  summary = {name: mean_defined(scores[name]) for name in names}
+  summary['std'] = {name: std_defined(scores[name]) for name in names}
   summary['n'] = int(np.sum(np.isfinite(scores['dice'])))
   for name in FLAGS:
     summary[f'n_{name}'] = int(np.sum(scores[name]))
@@ -142,6 +175,16 @@ def mean_defined(values: ArrayLike) -> float:
   values = np.asarray(values, np.float64)
   values = values[~np.isnan(values)]
   return float(np.mean(values)) if values.size else float('nan')
+
+
+def std_defined(values: ArrayLike) -> float:
+  """Returns the sample standard deviation (n - 1) of `values` that are not NaN.
+
+  NaN for fewer than two: one case says nothing of the spread.
+  """
+  values = np.asarray(values, np.float64)
+  values = values[~np.isnan(values)]
+  return float(np.std(values, ddof=1)) if values.size > 1 else float('nan')
 
 
 def fit_shape_prior(masks: ArrayLike, num_classes: int) -> np.ndarray:

@@ -9,7 +9,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from ppcmi_jax import evaluators, image_metrics, metrics
+from ppcmi_jax import (
+  evaluators,
+  image_metrics,
+  intervals,
+  metrics,
+  official_metrics,
+  score_table,
+)
 
 NAMES = ('background', 'head', 'symphysis', 'absent')
 
@@ -95,8 +102,179 @@ def test_segmentation_agrees_with_the_metrics():
         spacing_mm=examples.spacing_mm,
       )
     )
-    assert result[name] == pytest.approx(expected, nan_ok=True)
-  assert set(result) == {*NAMES[1:], 'mean', 'per_case'}
+    found = dict(result[name])
+    del found['ci95'], found['n_subjects']
+    spread = found.pop('std')
+    assert spread == pytest.approx(expected.pop('std'), nan_ok=True)
+    assert found == pytest.approx(expected, nan_ok=True)
+  assert set(result) == {
+    *NAMES[1:],
+    'foreground',
+    'mean',
+    'per_case',
+    'per_case_foreground',
+    'settings',
+  }
+
+
+def test_foreground_is_all_classes_merged():
+  """Confusing two classes costs each of them, and the foreground nothing."""
+  examples = make_examples()
+  swap = np.array([0, 2, 1, 0], np.uint8)
+  result = evaluators.mask_reconstruction(
+    lambda mask: swap[mask], examples, class_names=NAMES
+  )
+  assert result['mean']['dice'] == 0
+  assert result['foreground']['dice'] == 1
+  assert result['foreground']['hd95_mm'] == 0
+  assert result['foreground']['n'] == 5
+  rows = result['per_case_foreground']
+  assert json.loads(json.dumps(rows, allow_nan=False)) == rows
+  assert [row['index'] for row in rows] == list(range(5))
+  assert {row['class'] for row in rows} == {'foreground'}
+  assert rows[0].keys() == result['per_case'][0].keys()
+
+
+def test_one_class_may_be_called_foreground_and_is():
+  examples = make_examples()
+  examples.mask[examples.mask == 2] = 1
+  guess = examples.mask[0]
+  named, other = (
+    evaluators.segmentation(
+      constant(guess), examples, class_names=('background', name)
+    )
+    for name in ('foreground', 'organ')
+  )
+  assert named['foreground']['dice'] == other['organ']['dice']
+  assert other['foreground'] == other['organ']
+  assert named['mean']['dice'] == other['mean']['dice']
+
+
+def test_intervals_are_over_subjects_of_the_rows():
+  examples = make_examples()
+  guess = np.roll(examples.mask[0], 1, axis=0)
+  result = evaluators.segmentation(constant(guess), examples, class_names=NAMES)
+  assert result['settings']['num_subjects'] == 3
+  assert result['head']['n_subjects'] == result['mean']['n_subjects'] == 3
+  for name in NAMES[1:3]:
+    rows = [row for row in result['per_case'] if row['class'] == name]
+    for metric in metrics.MEANS:
+      values = [
+        math.nan if row[metric] is None else row[metric] for row in rows
+      ]
+      expected = intervals.bootstrap_interval(
+        values, subject=[row['subject'] for row in rows]
+      )
+      found = result[name]['ci95'][metric]
+      np.testing.assert_allclose(found, expected)
+      low, high = found
+      assert low <= result[name][metric] + 1e-12
+      assert result[name][metric] <= high + 1e-12
+  assert result['absent']['n_subjects'] == 0
+  assert all(map(math.isnan, result['absent']['ci95']['dice']))
+
+
+def test_interval_of_the_mean_averages_classes_draw_by_draw():
+  examples = make_examples()
+  examples.mask[:, 9:11, 3:9] = 2  # both classes in every case
+  guess = np.roll(examples.mask[0], 1, axis=0)
+  shifted = [np.roll(guess, i, axis=1) for i in range(5)]
+  result = evaluators.segmentation(
+    lambda image: np.stack(shifted), examples, class_names=NAMES
+  )
+  dice = np.array([row['dice'] or 0 for row in result['per_case']])
+  per_case = dice.reshape(5, 3)[:, :2].mean(axis=1)
+  found = result['mean']
+  assert found['dice'] == pytest.approx(per_case.mean())
+  assert found['std']['dice'] == pytest.approx(per_case.std(ddof=1))
+  np.testing.assert_allclose(
+    found['ci95']['dice'],
+    intervals.bootstrap_interval(per_case, subject=examples.subject),
+  )
+  assert found['ci95']['dice'][0] < found['ci95']['dice'][1]
+
+
+def test_one_subject_gives_no_interval():
+  examples = make_examples()
+  examples.subject[:] = b'p1'
+  guess = np.roll(examples.mask[0], 1, axis=0)
+  result = evaluators.segmentation(constant(guess), examples, class_names=NAMES)
+  for entry in (*NAMES[1:], 'foreground', 'mean'):
+    assert np.isnan(list(result[entry]['ci95'].values())).all()
+  assert not math.isnan(result['symphysis']['std']['dice'])
+
+
+def test_a_class_of_one_subject_leaves_the_mean_without_an_interval():
+  examples = make_examples()
+  examples.mask[examples.mask == 2] = 0
+  examples.mask[4, 9:11, 3:9] = 2
+  result = evaluators.mask_reconstruction(
+    lambda mask: mask, examples, class_names=NAMES
+  )
+  assert result['head']['ci95']['dice'] == [1, 1]
+  assert np.isnan(result['symphysis']['ci95']['dice']).all()
+  assert np.isnan(result['mean']['ci95']['dice']).all()
+
+
+def test_tolerance_and_unit_reach_the_result():
+  examples = make_examples()  # half a mm a pixel
+  moved = lambda mask: np.roll(mask, 1, axis=2)
+  nsd = [
+    evaluators.mask_reconstruction(
+      moved, examples, class_names=NAMES, tolerance_mm=tolerance_mm
+    )['head']['nsd']
+    for tolerance_mm in (0.4, 0.5)
+  ]
+  assert nsd[0] < 1 == nsd[1]
+  settings = evaluators.mask_reconstruction(
+    moved, examples, class_names=NAMES, distance_unit='pixels'
+  )['settings']
+  assert settings['distance_unit'] == 'pixels'
+  assert settings['preset'] == 'default' and settings['nsd_tolerance'] == 2
+  assert json.loads(json.dumps(settings, allow_nan=False)) == settings
+
+
+def test_official_preset_drops_what_the_official_code_drops():
+  examples = make_examples()
+  examples.mask[1] = 0  # an empty mask: left out
+  guess = examples.mask[0]
+  arguments = {'class_names': NAMES, 'preset': 'official'}
+  result = evaluators.segmentation(constant(guess), examples, **arguments)
+  default = evaluators.segmentation(
+    constant(guess), examples, class_names=NAMES
+  )
+  assert result['settings']['preset'] == 'official'
+  assert result['settings']['distance_unit'] == 'pixels'
+  assert result['settings']['num_left_out'] == 1
+  assert [row['index'] for row in result['per_case'][::3]] == [0, 2, 3, 4]
+  # 'symphysis' is drawn in case 3, which has none: an infinite distance.
+  assert result['symphysis']['n_spurious'] == 1
+  assert result['symphysis']['hd95_px'] == 0 < default['symphysis']['hd95_mm']
+  scores = official_metrics.segmentation_scores(
+    prediction=np.stack([guess] * 4) == 2,
+    truth=examples.mask[[0, 2, 3, 4]] == 2,
+  )
+  assert result['symphysis']['dice'] == pytest.approx(np.mean(scores['dice']))
+  assert 'nsd' not in result['head'] and 'hd95_mm' not in result['head']
+  json.dumps(result['per_case'], allow_nan=False)
+
+
+@pytest.mark.parametrize('preset', score_table.PRESETS)
+def test_every_evaluator_of_masks_takes_the_options(preset):
+  examples = make_examples()
+  options = {
+    'class_names': NAMES,
+    'preset': preset,
+    'tolerance_mm': 1.0,
+    'distance_unit': 'pixels',
+  }
+  results = [
+    evaluators.segmentation(constant(examples.mask[0]), examples, **options),
+    evaluators.mask_reconstruction(lambda mask: mask, examples, **options),
+    evaluators.shape_prior(examples.mask, examples, **options),
+  ]
+  assert all(result['settings']['preset'] == preset for result in results)
+  assert len({tuple(result) for result in results}) == 1
 
 
 def test_mean_is_over_classes_of_the_truth_and_counts_over_all():
@@ -206,6 +384,12 @@ def test_bad_predictions_are_refused(output, message):
   'changes, message',
   [
     ({'class_names': ('background', 'mean')}, 'class_names'),
+    ({'class_names': ('background', 'a', 'foreground', 'b')}, 'class_names'),
+    ({'class_names': ('foreground', 'a', 'b', 'c')}, 'class_names'),
+    ({'class_names': ('background', 'settings')}, 'class_names'),
+    ({'preset': 'Official'}, 'preset'),
+    ({'distance_unit': 'cm'}, 'distance_unit'),
+    ({'tolerance_mm': -1}, 'tolerance_mm'),
     ({'class_names': ('background', 'x', 'x', 'y')}, 'class_names'),
     ({'class_names': ('background', 'x')}, 'mask must hold labels'),
     ({'batch_size': 0}, 'batch_size'),
@@ -216,6 +400,23 @@ def test_bad_arguments_are_refused(changes, message):
   blank = np.zeros((12, 12), np.uint8)
   with pytest.raises(ValueError, match=message):
     evaluators.segmentation(constant(blank), make_examples(), **arguments)
+
+
+def test_bad_examples_are_refused():
+  blank, arguments = np.zeros((12, 12), np.uint8), {'class_names': NAMES}
+  examples = make_examples()
+  examples.subject = examples.subject[:3]
+  with pytest.raises(ValueError, match='subject must name each of the 5'):
+    evaluators.segmentation(constant(blank), examples, **arguments)
+  examples = make_examples()
+  examples.spacing_mm[0] = np.nan
+  with pytest.raises(ValueError, match='spacing_mm must be finite'):
+    evaluators.segmentation(constant(blank), examples, **arguments)
+  examples.mask[:] = 0
+  with pytest.raises(ValueError, match='leaves out cases'):
+    evaluators.segmentation(
+      constant(blank), examples, preset='official', **arguments
+    )
 
 
 def test_no_examples_and_wrong_image_types_are_refused():

@@ -1,10 +1,11 @@
-"""Tests of metrics.py against hand-computed shapes and brute force."""
+"""Tests of metrics.py: hand-computed shapes, brute force, published code."""
 
 import hypothesis
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
+from scipy import ndimage
 from scipy.spatial import distance
 
 from ppcmi_jax import metrics
@@ -18,15 +19,15 @@ def square(top, left, size=4, shape=(16, 20)):
   return mask
 
 
-def score(prediction, truth, spacing_mm=SPACING):
+def score(prediction, truth, spacing_mm=SPACING, **options):
   scores = metrics.segmentation_scores(
-    prediction=prediction, truth=truth, spacing_mm=spacing_mm
+    prediction=prediction, truth=truth, spacing_mm=spacing_mm, **options
   )
   return {name: values[0].item() for name, values in scores.items()}
 
 
-def brute_force(prediction, truth, spacing_mm):
-  """All distances between surface pixels, found by looking at neighbours."""
+def brute_force(prediction, truth, spacing_mm, tolerance_mm=2.0):
+  """HD95, ASD, NSD of all distances of surface pixels, found by neighbours."""
 
   def surface(mask):
     points = []
@@ -43,7 +44,10 @@ def brute_force(prediction, truth, spacing_mm):
   between = distance.cdist(surface(prediction), surface(truth))
   there, back = between.min(axis=1), between.min(axis=0)
   hd95 = max(np.percentile(there, 95), np.percentile(back, 95))
-  return hd95, (there.sum() + back.sum()) / (len(there) + len(back))
+  num = len(there) + len(back)
+  tolerance_mm *= 1 + 1e-6  # two ways to round a distance of 2 mm
+  within = np.sum(there <= tolerance_mm) + np.sum(back <= tolerance_mm)
+  return hd95, (there.sum() + back.sum()) / num, within / num
 
 
 def test_overlap_of_shifted_squares():
@@ -85,6 +89,62 @@ def test_hd95_ignores_one_far_pixel_in_fifty():
   assert score(prediction, truth)['asd_mm'] == pytest.approx(16 / 81)
 
 
+@pytest.mark.parametrize(
+  'tolerance_mm, expected',
+  [(0, 2), (0.99, 2), (1, 4), (1.42, 6), (2, 7), (2.24, 9)],
+)
+def test_nsd_of_a_dot_on_a_ring_by_hand(tolerance_mm, expected):
+  """Nine surface pixels: the dot's, at 0, and eight of the ring.
+
+  Those lie 0, 1, 1 (in the dot's row), sqrt(2) twice (middle row), 2 and
+  sqrt(5) twice (far row) from the dot.
+  """
+  ring, dot = square(3, 3, 3), square(3, 4, 1)
+  found = score(dot, ring, tolerance_mm=tolerance_mm)['nsd']
+  assert found == pytest.approx(expected / 9)
+
+
+def test_nsd_tolerance_is_in_mm_and_survives_the_rounding_of_spacing():
+  a, b = square(5, 2, 1), square(5, 12, 1)  # ten columns apart
+  spacing_mm = np.array([[9, 0.2]], np.float32)
+  assert float(spacing_mm[0, 1]) * 10 > 2
+  assert score(a, b, spacing_mm)['nsd'] == 1
+  assert score(a, b, spacing_mm, tolerance_mm=1.99)['nsd'] == 0
+
+
+@pytest.mark.parametrize('seed', range(8))
+def test_scores_agree_with_medpy(seed):
+  """MedPy 0.5.2 (Maier et al.), where the definitions are the same.
+
+  Both take the pixels with a 4-neighbour outside as surface (medpy's
+  connectivity 1, its default; its connectivity 2 counts diagonal neighbours
+  too and so finds thicker surfaces) and pixels at the border of the image as
+  surface. asd_mm is medpy's assd, the mean of both directions together; its
+  asd is one direction. medpy's hd95 is the percentile of both directions
+  together, here it is the larger of the two directed percentiles, which a
+  large surface near the truth can't hide; the distances are the same. Where
+  one mask is empty medpy raises, and where both are, its Dice is 0.
+  """
+  binary = pytest.importorskip('medpy.metric.binary')
+  rng = np.random.default_rng(seed)
+  noise = rng.standard_normal((2, 24, 20))
+  a, b = ndimage.gaussian_filter(noise, (0, 2, 2)) > 0.02
+  spacing = rng.uniform(0.3, 3, 2)
+  found = score(a[None], b[None], spacing[None])
+  assert found['dice'] == pytest.approx(binary.dc(a, b))
+  assert found['iou'] == pytest.approx(binary.jc(a, b))
+  assert found['sensitivity'] == pytest.approx(binary.sensitivity(a, b))
+  assert found['specificity'] == pytest.approx(binary.specificity(a, b))
+  assert found['asd_mm'] == pytest.approx(binary.assd(a, b, spacing))
+  distances = getattr(binary, '__surface_distances')
+  there, back = distances(a, b, spacing), distances(b, a, spacing)
+  expected = max(np.percentile(there, 95), np.percentile(back, 95))
+  assert found['hd95_mm'] == pytest.approx(expected)
+  both = np.concatenate([there, back])
+  assert binary.hd95(a, b, spacing) == pytest.approx(np.percentile(both, 95))
+  assert found['nsd'] == pytest.approx(np.mean(both <= 2))
+
+
 def test_whole_image_has_its_border_as_surface():
   full = np.ones((1, 9, 9), bool)
   centre = square(4, 4, 1, (9, 9))
@@ -104,14 +164,15 @@ def test_scores_agree_with_brute_force(pair, spacing):
   spacing_mm = np.array([spacing])
   there = score(a[None], b[None], spacing_mm)
   back = score(b[None], a[None], spacing_mm)
-  for name in ('dice', 'iou', 'hd95_mm', 'asd_mm'):
+  for name in ('dice', 'iou', 'hd95_mm', 'asd_mm', 'nsd'):
     assert there[name] == pytest.approx(back[name], nan_ok=True)
-  for name in ('dice', 'iou', 'sensitivity', 'specificity'):
+  for name in ('dice', 'iou', 'sensitivity', 'specificity', 'nsd'):
     assert np.isnan(there[name]) or 0 <= there[name] <= 1
   assert there['missed'] == back['spurious']
   diagonal = np.hypot(7 * spacing[0], 6 * spacing[1])
   if a.any() and b.any():
-    hd95, asd = brute_force(a, b, spacing)
+    hd95, asd, nsd = brute_force(a, b, spacing)
+    assert there['nsd'] == pytest.approx(nsd)
     assert there['hd95_mm'] == pytest.approx(hd95)
     assert there['asd_mm'] == pytest.approx(asd)
     assert there['hd95_mm'] < diagonal
@@ -127,18 +188,19 @@ def test_policy_of_empty_masks():
   missed = score(none, some, spacing_mm)
   assert missed['missed']
   assert missed['dice'] == missed['iou'] == missed['sensitivity'] == 0
+  assert missed['nsd'] == 0
   assert missed['hd95_mm'] == missed['asd_mm'] == diagonal
   assert missed['specificity'] == 1
 
   spurious = score(some, none, spacing_mm)
   assert spurious['spurious']
-  assert spurious['dice'] == spurious['iou'] == 0
+  assert spurious['dice'] == spurious['iou'] == spurious['nsd'] == 0
   assert np.isnan(spurious['sensitivity'])
   assert spurious['hd95_mm'] == spurious['asd_mm'] == diagonal
 
   empty = score(none, none, spacing_mm)
   assert empty['empty'] and empty['specificity'] == 1
-  for name in ('dice', 'iou', 'sensitivity', 'hd95_mm', 'asd_mm'):
+  for name in ('dice', 'iou', 'sensitivity', 'hd95_mm', 'asd_mm', 'nsd'):
     assert np.isnan(empty[name])
 
 
@@ -155,7 +217,16 @@ def test_summary_counts_and_means_over_defined_cases():
   assert summary['asd_mm'] == pytest.approx(2 / 3 * np.hypot(16, 20))
   counts = [summary[k] for k in ('n', 'n_missed', 'n_spurious', 'n_empty')]
   assert counts == [3, 1, 1, 1]
+  assert summary['std']['dice'] == pytest.approx(np.sqrt(1 / 3))  # 1, 0, 0
+  assert summary['std'].keys() == set(metrics.MEANS)
+  del summary['std']
   assert set(map(type, summary.values())) == {float, int}
+
+
+def test_standard_deviation_of_fewer_than_two_cases_is_undefined():
+  assert np.isnan(metrics.std_defined([np.nan, 0.5]))
+  assert np.isnan(metrics.std_defined([]))
+  assert metrics.std_defined([0.5, np.nan, 0.7]) == pytest.approx(0.1 * 2**0.5)
 
 
 def test_class_that_is_nowhere_gives_nan_and_no_warning():
@@ -182,7 +253,7 @@ def test_a_worse_prediction_never_improves_the_mean():
     )
     for prediction in (poor, gone)
   )
-  assert b['dice'] <= a['dice']
+  assert b['dice'] <= a['dice'] and b['nsd'] <= a['nsd']
   assert b['hd95_mm'] > a['hd95_mm'] and b['asd_mm'] > a['asd_mm']
 
 
@@ -207,6 +278,12 @@ def test_bad_masks_are_refused(prediction, truth, spacing_mm, message):
       spacing_mm=SPACING if spacing_mm is None else spacing_mm,
     )
   assert '\n' not in str(error.value)
+
+
+@pytest.mark.parametrize('tolerance_mm', [-1, np.nan, np.inf])
+def test_bad_tolerances_are_refused(tolerance_mm):
+  with pytest.raises(ValueError, match='tolerance_mm'):
+    score(square(2, 2), square(2, 2), tolerance_mm=tolerance_mm)
 
 
 def mean_dice(prior, masks):
