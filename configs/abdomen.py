@@ -33,11 +33,21 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.dataset = 'abdomen'
   config.dataset_options = {}
   config.data_dir = ''  # tensorflow-datasets' default
+  config.manual_dir = ''  # of data sets that the user has
   config.image_size = 128
   config.image_channels = 1  # grey images are repeated for more
+  config.window = ()  # (lowest, highest) value shown, of int16 images
   config.split = 'blocks'
+  config.split_path = ''  # of the file, with split='csv'
   config.test_fraction = 0.2
   config.valid_fraction = 0.1
+  config.official_test = 'random'  # with split='official'
+  config.drop_empty = False  # likewise
+  config.partition = 'by_site'
+  config.num_clients = 0  # as many as the data have
+  config.dirichlet_alpha = 1.0
+  config.clients = ()  # those who take part; all
+  config.distance_unit = 'mm'  # 'pixels' where data have no spacing
   config.augment = {
     'rotation_deg': 10.0,
     'scale': 0.1,

@@ -39,6 +39,8 @@ def augment(
   gain: float = 0.0,
   noise: float = 0.0,
   probability: float = 1.0,
+  flip: bool = False,
+  speckle: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
   """Returns a random variation of each pair.
 
@@ -54,13 +56,22 @@ def augment(
     noise: standard deviation of additive Gaussian noise.
     probability: share of the pairs that are varied; the others come back as
       they are.
+    flip: whether half of the varied pairs are mirrored left to right, first of
+      all. Only where the anatomy allows it: mirrored, a liver is on the wrong
+      side.
+    speckle: standard deviation of multiplicative Gaussian noise, relative to
+      the grey value, a number a pixel, the same in all channels.
   """
 
   def one(key, image, mask):
     affine_key, noise_key = jax.random.split(key)
     # One draw for all: each separate draw costs a second of compilation.
-    draws = jax.random.uniform(affine_key, (8,), minval=-1, maxval=1)
+    draws = jax.random.uniform(affine_key, (9,), minval=-1, maxval=1)
     original = image, mask
+    if flip:
+      image, mask = (
+        jnp.where(draws[8] < 0, jnp.flip(x, axis=1), x) for x in (image, mask)
+      )
     if rotation_deg or scale or translation:
       where = _coordinates(draws, *mask.shape, rotation_deg, scale, translation)
 
@@ -78,6 +89,10 @@ def augment(
       image = jnp.power(jnp.maximum(image, 1e-6), exponent)
     if gain:
       image = image * jnp.exp(jnp.log1p(gain) * draws[6])
+    if speckle:
+      speckle_key = jax.random.fold_in(noise_key, 1)
+      grain = jax.random.normal(speckle_key, (*image.shape[:2], 1))
+      image = image * (1 + speckle * grain)
     if noise:
       image = image + noise * jax.random.normal(noise_key, image.shape)
     chosen = (draws[7] + 1) / 2 < probability

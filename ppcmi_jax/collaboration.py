@@ -16,7 +16,11 @@ import numpy as np
 from absl import logging
 
 from ppcmi_jax import (
+  examples as examples_lib,
+)
+from ppcmi_jax import (
   hospitals,
+  images,
   input_pipeline,
   key_store,
   keyring,
@@ -39,12 +43,15 @@ class Collaboration(NamedTuple):
     predict: {client: image [B, H, W, C] -> mask uint8 [B, H, W]}, through the
       whole protected path with ppcmi_sf.
     hospitals: {client: Hospital}; empty for a baseline.
+    networks: {name: (function, variables, inputs)}, what computes, with inputs
+      of batch 1, for its costs.
     server, server_state: None for a baseline.
   """
 
   data: hospitals.Data
   predict: Mapping[str, Callable[[Any], Any]]
   hospitals: Mapping[str, hospitals.Hospital]
+  networks: Mapping[str, tuple[Callable[..., Any], Any, tuple[Any, ...]]]
   server: server_lib.Server | None = None
   server_state: server_lib.ServerState | None = None
 
@@ -184,7 +191,7 @@ def train_mapping(
   trainer.fit(
     pairs,
     # Repeated rows, so that each client weighs the same in the loss.
-    input_pipeline.take(valid, input_pipeline.balanced_order(valid['client'])),
+    examples_lib.take(valid, input_pipeline.balanced_order(valid['client'])),
     seed=config.seed,
     directory=workdir.checkpoints('mapping'),
     title=title,
@@ -221,7 +228,10 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
       data.sample(), workdir.checkpoints('segmentation'), warn=logging.warning
     )
     predict = functools.partial(jax.jit(task.predict), variables)
-    return Collaboration(data, dict.fromkeys(names, predict), {})
+    networks = {
+      config.method: (task.predict, variables, (data.sample()['image'],))
+    }
+    return Collaboration(data, dict.fromkeys(names, predict), {}, networks)
 
   secrets, key_ids = key_store.open_keys(workdir, names, create=False)
   autoencoders = learners.autoencoders(
@@ -234,6 +244,7 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
     for name in names
   }
   latents = autoencoders.latents
+  pair = blank_pair(latents)
   task, trainer = learners.mapping(
     config,
     {
@@ -251,7 +262,7 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
   )
   server_state = server_lib.ServerState(
     trainer.restore(
-      blank_pair(latents),
+      pair,
       workdir.checkpoints('mapping'),
       warn=logging.warning,
     ),
@@ -270,6 +281,32 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
       for name, hospital in trained.items()
     },
     trained,
+    _networks(autoencoders, task, pair, data, trained, server_state),
     server,
     server_state,
   )
+
+
+def _networks(autoencoders, task, pair, data, trained, server_state):
+  state = next(iter(trained.values())).state
+
+  def encode(variables, image):
+    image = images.unit_image(image)
+    return autoencoders.image_model.apply(
+      variables, image, train=False, method='encode'
+    )
+
+  def decode(variables, latents):
+    return autoencoders.mask_model.apply(
+      variables, latents, train=False, method='decode'
+    )
+
+  return {
+    'image encoder': (encode, state.image, (data.sample()['image'],)),
+    'mapping network': (
+      task.predict,
+      server_state.variables,
+      (pair['image'], pair['client']),
+    ),
+    'mask decoder': (decode, state.mask, (pair['mask'],)),
+  }

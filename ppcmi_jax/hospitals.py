@@ -8,7 +8,6 @@ from typing import Any, NamedTuple
 
 import jax
 import numpy as np
-import tabulate
 import tqdm
 from absl import logging
 
@@ -21,9 +20,14 @@ from ppcmi_jax import (
   key_store,
   keyring,
   learners,
+  partitions,
+  splits,
 )
 from ppcmi_jax import (
   client as client_lib,
+)
+from ppcmi_jax import (
+  examples as examples_lib,
 )
 from ppcmi_jax import (
   workdir as workdir_lib,
@@ -43,7 +47,7 @@ class Data(NamedTuple):
     table: who has what, as text.
   """
 
-  hospitals: Mapping[str, Mapping[str, input_pipeline.Examples]]
+  hospitals: Mapping[str, Mapping[str, examples_lib.Examples]]
   class_names: tuple[str, ...]
   within_subject: bool
   table: str
@@ -59,7 +63,7 @@ class Data(NamedTuple):
   def sample(self) -> dict[str, np.ndarray]:
     """Returns one training example, for shapes: image and mask [1, ...]."""
     first = next(iter(self.hospitals.values()))['train']
-    return input_pipeline.take(first.arrays(), np.arange(1))
+    return examples_lib.take(first.arrays(), np.arange(1))
 
 
 class Hospital(NamedTuple):
@@ -81,32 +85,72 @@ def load_data(config: Any, workdir: workdir_lib.Workdir) -> Data:
     config.dataset,
     image_size=config.image_size,
     data_dir=config.data_dir or None,
+    manual_dir=config.manual_dir or None,
     options=config.dataset_options,
+    channels=config.image_channels,
+    window=config.window or None,
+    warn=logging.warning,
   )
-  shape = (*examples.mask.shape, config.image_channels)
-  examples = examples._replace(image=np.broadcast_to(examples.image, shape))
-  splits = input_pipeline.split(
+  names = _split(config, examples)
+  splits.write_split(workdir.path / 'split.csv', examples, names)
+  hospitals = partitions.partition(
     examples,
-    mode=config.split,
-    test_fraction=config.test_fraction,
-    valid_fraction=config.valid_fraction,
+    names,
+    mode=config.partition,
+    num_clients=config.num_clients or None,
+    alpha=config.dirichlet_alpha,
     seed=config.seed,
   )
-  input_pipeline.write_split(workdir.path / 'split.csv', examples, splits)
-  hospitals = input_pipeline.partition(examples, splits)
+  unknown = sorted(set(config.clients) - set(hospitals))
+  if unknown:
+    raise ValueError(
+      f'clients: expected some of {", ".join(hospitals)}, found {unknown[0]!r}'
+    )
+  if config.clients:
+    hospitals = {name: hospitals[name] for name in config.clients}
   for name in hospitals:
     if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]{0,63}', name):
       raise ValueError(
         f'site {name!r}: expected a name of up to 64 letters, digits and ._-, '
         'as it names files and stands in messages; rename the site'
       )
-  rows = [
-    [name, split, len(part.case), len(np.unique(part.subject))]
-    for name, parts in hospitals.items()
-    for split, part in parts.items()
-  ]
-  table = tabulate.tabulate(rows, ['client', 'split', 'cases', 'subjects'])
-  return Data(hospitals, class_names, config.split == 'blocks', table)
+  shared = {
+    split: set(examples.subject[names == split].tolist())
+    for split in ('train', 'test')
+  }
+  return Data(
+    hospitals,
+    class_names,
+    within_subject=not shared['train'].isdisjoint(shared['test']),
+    table=partitions.table(hospitals, class_names),
+  )
+
+
+def _split(config, examples) -> np.ndarray:
+  """Returns the split of each example; several data sets may differ in mode."""
+  modes, data_sets = config.split.split('+'), config.dataset.split('+')
+  if len(modes) not in (1, len(data_sets)):
+    raise ValueError(
+      f'split: expected one mode, or one for each of {config.dataset}, found '
+      f'{config.split!r}'
+    )
+  result = np.empty(len(examples.case), '<U5')
+  for mode, data_set in zip(modes, data_sets):
+    rows = np.ones(len(result), bool)
+    if len(modes) > 1:
+      rows = np.char.startswith(examples.site, f'{data_set}-')
+    result[rows] = splits.split(
+      examples_lib.take(examples, rows),
+      mode=mode,
+      test_fraction=config.test_fraction,
+      valid_fraction=config.valid_fraction,
+      seed=config.seed,
+      path=config.split_path or None,
+      num_clients=config.num_clients or 3,
+      official_test=config.official_test,
+      drop_empty=config.drop_empty,
+    )
+  return result
 
 
 def restore_hospital(
@@ -242,7 +286,7 @@ def contribute(
   config: Any,
   workdir: workdir_lib.Workdir,
   name: str,
-  parts: Mapping[str, input_pipeline.Examples],
+  parts: Mapping[str, examples_lib.Examples],
   hospital: Hospital,
 ) -> None:
   """Writes the client's message files, those that are not there yet.

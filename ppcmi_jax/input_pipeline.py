@@ -1,51 +1,29 @@
-"""From prepared data sets to batches: load, split, partition, batch_at(step).
+"""From prepared data sets to batches: load, batch_at(step).
 
     examples, class_names = load('abdomen', image_size=128)
-    splits = split(examples, mode='blocks')
-    hospitals = partition(examples, splits)   # {client: {split: Examples}}
+    splits = splits.split(examples, mode='blocks')
+    hospitals = partitions.partition(examples, splits)
 
-Axes: N examples, H height, W width, C channels, B batch.
+gives {client: {split: Examples}}. Axes: N examples, H height, W width, C
+channels, B batch.
 """
 
-import csv
+import contextlib
 import os
-import pathlib
-from collections.abc import Mapping
-from typing import Any, NamedTuple
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 import jax
 import numpy as np
 import tqdm
-from PIL import Image
+from absl import logging
 
-from ppcmi_jax import datasets
+from ppcmi_jax import datasets, images
+from ppcmi_jax import examples as examples_lib
 
-SPLITS = ('train', 'valid', 'test')
-UNUSED = 'gap'  # neighbours of held-out slices, in no split
+Examples = examples_lib.Examples
 
-
-class Examples(NamedTuple):
-  """Cases of one size.
-
-  Attributes:
-    image: uint8 [N, H, W, C].
-    mask: uint8 [N, H, W], indices of classes.
-    spacing_mm: float32 [N, 2], row and column spacing at this size, in mm.
-    subject, site, case: strings [N].
-    position: int32 [N], slice or visit number inside the subject.
-  """
-
-  image: np.ndarray
-  mask: np.ndarray
-  spacing_mm: np.ndarray
-  subject: np.ndarray
-  site: np.ndarray
-  case: np.ndarray
-  position: np.ndarray
-
-  def arrays(self) -> dict[str, np.ndarray]:
-    """Returns what training draws batches from: image and mask."""
-    return {'image': self.image, 'mask': self.mask}
+Window = tuple[float, float]
 
 
 def load(
@@ -53,178 +31,170 @@ def load(
   *,
   image_size: int,
   data_dir: str | os.PathLike | None = None,
+  manual_dir: str | os.PathLike | None = None,
   options: Mapping[str, Any] | None = None,
+  channels: int | None = None,
+  window: Window | Mapping[str, Window] | None = None,
+  warn: Callable[[str], None] = logging.warning,
 ) -> tuple[Examples, tuple[str, ...]]:
-  """Prepares a data set where that was not done before, and reads it.
+  """Prepares data sets where that was not done before, and reads them.
+
+  Several, joined by '+' ('phantom+abdomen'), are put one behind the other: the
+  classes become the union by name, and sites, subjects and cases begin with the
+  data set's name ('abdomen-A'), which keeps them apart.
 
   Args:
-    dataset: a name in `datasets.DATASETS`.
+    dataset: a name in `datasets.DATASETS`, or several joined by '+'.
     image_size: side of the square that cases are fitted into, pixels.
     data_dir: where prepared data live; tensorflow-datasets' default if None.
-    options: fields of the builder's configuration (phantom: num_subjects...).
+    manual_dir: folder of a data set that the user has; of several, the folder
+      that holds one of each name.
+    options: fields of the builder's configuration (phantom: num_subjects...);
+      of several, {name: options}.
+    channels: C; 3 repeats grey images, without memory where all are grey.
+      As the data are if None.
+    window: (lowest, highest) value shown of int16 images; of several data sets,
+      one for all that are int16, or {name: window}.
+    warn: called with a line about skipped files and vanished structures.
 
   Returns:
     All examples, and the names of the classes, background first.
 
   Raises:
-    ValueError: an unknown data set or a damaged file.
+    ValueError: an unknown data set or option, damaged files, or images that do
+      not go with `channels` or `window`.
   """
-  columns = {name: [] for name in Examples._fields}
+  names = dataset.split('+')
+  if len(set(names)) < len(names):
+    raise ValueError(f'dataset: expected each once, found {dataset!r}')
+  several = len(names) > 1
+  options = _of_each('dataset_options', options, names)
+  windows = _of_each('window', window, names)
+  sources, class_names, stored = [], [], []
+  for name in names:
+    with _readable(name, data_dir):
+      builder = datasets.prepare(
+        name,
+        data_dir=data_dir,
+        manual_dir=os.path.join(manual_dir, name)
+        if several and manual_dir
+        else manual_dir,
+        options=options[name],
+        warn=warn,
+      )
+      sources.append(builder.as_data_source('all'))
+      class_names.append(tuple(builder.info.metadata['classes']))
+      stored.append(builder.info.features['image'])
+  _check_windows(windows, {n: f.numpy_dtype for n, f in zip(names, stored)})
+  depths = {name: feature.shape[-1] for name, feature in zip(names, stored)}
+  channels = _check_channels(depths, channels)
+  union = tuple(dict.fromkeys(k for some in class_names for k in some))
+  if len({some[0] for some in class_names}) > 1:
+    raise ValueError(
+      f'dataset: {dataset} name their backgrounds differently: '
+      f'{", ".join(some[0] for some in class_names)}; rename class 0 in one'
+    )
+  count, size = sum(map(len, sources)), image_size
+  image = np.zeros((count, size, size, max(depths.values())), np.uint8)
+  mask = np.zeros((count, size, size), np.uint8)
+  rest = {k: [] for k in Examples._fields[2:]}
+  row = 0
+  for name, source, some in zip(names, sources, class_names):
+    number = np.array([union.index(k) for k in some], np.uint8)
+    vanished = np.zeros(len(some), int)
+    with _readable(name, data_dir):
+      for case in tqdm.tqdm(source, desc=f'reading {name}', leave=False):
+        fitted = images.fit(case, size, windows[name])
+        image[row] = fitted.pop('image')  # grey spreads over the channels
+        mask[row] = number[fitted['mask']]
+        pixels, left = (
+          np.bincount(one.ravel(), minlength=len(some))
+          for one in (case['mask'], fitted.pop('mask'))
+        )
+        vanished += (pixels > 0) & (left == 0)
+        for k, value in fitted.items():
+          is_name = several and k in ('subject', 'site', 'case')
+          rest[k].append(f'{name}-{value}' if is_name else value)
+        row += 1
+    for k in np.flatnonzero(vanished[1:]) + 1:
+      warn(
+        f'{name}: at {size} pixels the class {some[k]!r} vanishes from '
+        f'{vanished[k]} cases; a larger image_size keeps more of them'
+      )
+  image = np.broadcast_to(image, (*image.shape[:-1], channels))
+  return Examples(
+    image, mask, **{k: np.array(v) for k, v in rest.items()}
+  ), union
+
+
+@contextlib.contextmanager
+def _readable(name: str, data_dir: Any) -> Iterator[None]:
+  """Says in one line where prepared data are damaged."""
   try:
-    builder = datasets.prepare(dataset, data_dir=data_dir, options=options)
-    for case in tqdm.tqdm(
-      builder.as_data_source('all'), desc=f'reading {dataset}', leave=False
-    ):
-      for name, value in fit(case, image_size).items():
-        columns[name].append(value)
+    yield
   except (ValueError, OSError):
     raise
   except Exception as error:  # damaged files give errors of many kinds
     raise ValueError(
-      f'data set {dataset}: what was prepared in '
+      f'data set {name}: what was prepared in '
       f'{data_dir or "the default folder of tensorflow-datasets"} cannot be '
-      f'read ({type(error).__name__}: {error}); delete its folder {dataset} '
+      f'read ({type(error).__name__}: {error}); delete its folder {name} '
       'there and start again'
     ) from error
-  examples = Examples(**{k: np.stack(v) for k, v in columns.items()})
-  return examples, tuple(builder.info.metadata['classes'])
 
 
-def fit(case: Mapping[str, Any], size: int) -> dict[str, Any]:
-  """Returns a case with image and mask fitted into a size x size square.
-
-  The aspect ratio is kept, by centred padding with 0; both get the same
-  geometry: images are averaged over areas or interpolated linearly, masks take
-  the nearest pixel. Text becomes str.
-  """
-  image, mask = case['image'], case['mask']
-  scale = size / max(mask.shape)
-  text = {k: case[k].decode() for k in ('subject', 'site', 'case')}
-  if scale != 1:
-    height, width = (max(1, round(side * scale)) for side in mask.shape)
-    resample = Image.Resampling.BOX if scale < 1 else Image.Resampling.BILINEAR
-    resize = lambda plane, how: np.asarray(
-      Image.fromarray(plane).resize((width, height), how)
+def _of_each(field: str, value: Any, names: Sequence[str]) -> dict[str, Any]:
+  """Returns {data set: its part of an argument of `load`}."""
+  if len(names) == 1 or not value or isinstance(value, (tuple, list)):
+    return dict.fromkeys(names, value or None)
+  value = dict(value)
+  if set(value) - set(names):
+    raise ValueError(
+      f'{field}: expected one for each of {", ".join(names)}, as '
+      f'{{{names[0]!r}: ...}}, found {value}'
     )
-    image = np.stack(
-      [resize(image[..., c], resample) for c in range(image.shape[-1])], -1
-    )
-    mask = resize(mask, Image.Resampling.NEAREST)
-  shrunk = np.divide(case['mask'].shape, mask.shape)  # sides are whole pixels
-  spacing_mm = np.float32(case['spacing_mm'] * shrunk)
-  top, left = ((size - side) // 2 for side in mask.shape)
-  window = np.s_[top : top + mask.shape[0], left : left + mask.shape[1]]
-  square_image = np.zeros((size, size, image.shape[-1]), image.dtype)
-  square_mask = np.zeros((size, size), np.uint8)
-  square_image[window], square_mask[window] = image, mask
-  return {
-    'image': square_image,
-    'mask': square_mask,
-    'spacing_mm': spacing_mm,
-    'position': np.int32(case['position']),
-    **text,
-  }
+  return {name: value.get(name) or None for name in names}
 
 
-def split(
-  examples: Examples,
-  *,
-  mode: str,
-  test_fraction: float = 0.2,
-  valid_fraction: float = 0.1,
-  seed: int = 0,
-) -> np.ndarray:
-  """Returns the split of each example: 'train', 'valid', 'test' or 'gap'.
-
-  Args:
-    examples: of any sites and subjects.
-    mode: 'subjects' draws whole subjects within each site. 'blocks' holds out
-      contiguous blocks inside each subject's volume (so it measures fit within
-      subjects only): each stretch of about 28 slices gives its middle to test,
-      and the slices behind to validation, with a slice in no split between
-      any two.
-    test_fraction: share of subjects, or of slices, for testing.
-    valid_fraction: likewise for validation.
-    seed: of the draw; unused by 'blocks'.
-
-  Raises:
-    ValueError: an unknown mode, a subject at two sites, or too few subjects of
-      a site, or slices of a subject, for each split to have one.
-  """
-  for subject in map(str, np.unique(examples.subject)):
-    sites = np.unique(examples.site[examples.subject == subject])
-    if len(sites) > 1:
-      raise ValueError(
-        f'split: subject {subject!r} is at the sites {", ".join(sites)}; a '
-        'subject belongs to one: rename it where two share the name'
-      )
-  result = np.full(len(examples.case), 'train', dtype='<U5')
-  if mode == 'subjects':
-    for site in map(str, np.unique(examples.site)):
-      subjects = np.unique(examples.subject[examples.site == site])
-      np.random.default_rng([seed, len(subjects)]).shuffle(subjects)
-      num_test = max(1, round(test_fraction * len(subjects)))
-      num_valid = max(1, round(valid_fraction * len(subjects)))
-      if num_test + num_valid >= len(subjects):
-        raise ValueError(
-          f'split: site {site!r} has {len(subjects)} subjects, too few for '
-          "train, valid and test; use more, or split='blocks' with volumes"
-        )
-      test, valid = np.split(subjects, [num_test, num_test + num_valid])[:2]
-      result[np.isin(examples.subject, test)] = 'test'
-      result[np.isin(examples.subject, valid)] = 'valid'
-  elif mode == 'blocks':
-    for subject in map(str, np.unique(examples.subject)):
-      rows = np.flatnonzero(examples.subject == subject)
-      rows = rows[np.argsort(examples.position[rows])]
-      for stretch in np.array_split(rows, max(1, round(len(rows) / 28))):
-        num_test = max(1, round(test_fraction * len(stretch)))
-        num_valid = max(1, round(valid_fraction * len(stretch)))
-        start = len(stretch) // 2 - num_test // 2
-        parts = ((1, UNUSED), (num_test, 'test'), (1, UNUSED),
-                 (num_valid, 'valid'), (1, UNUSED))  # fmt: skip
-        if start < 2 or start + num_test + num_valid + 3 > len(stretch):
-          raise ValueError(
-            f'split: subject {subject!r} has {len(rows)} slices, too few for '
-            "train, valid and test blocks; use split='subjects'"
-          )
-        at = start - 1
-        for count, name in parts:
-          result[stretch[at : at + count]] = name
-          at += count
-  else:
-    raise ValueError(f"split: expected 'subjects' or 'blocks', found {mode!r}")
-  return result
-
-
-def partition(
-  examples: Examples, splits: np.ndarray
-) -> dict[str, dict[str, Examples]]:
-  """Returns {client: {split: Examples}}, one client a site, sorted by name."""
-  return {
-    str(site): {
-      name: take(examples, (examples.site == site) & (splits == name))
-      for name in SPLITS
-    }
-    for site in np.unique(examples.site)
-  }
-
-
-def write_split(
-  path: pathlib.Path, examples: Examples, splits: np.ndarray
+def _check_windows(
+  windows: Mapping[str, Window | None], dtypes: Mapping[str, Any]
 ) -> None:
-  """Writes a CSV of case, subject, site and split, one row an example."""
-  with open(path, 'w', newline='') as file:
-    writer = csv.writer(file, lineterminator='\n')
-    writer.writerow(['case', 'subject', 'site', 'split'])
-    writer.writerows(
-      zip(examples.case, examples.subject, examples.site, splits)
+  for name, window in windows.items():
+    if window is None:
+      if dtypes[name] == np.int16:
+        raise ValueError(
+          f'window: the images of {name} are int16 (HU) and need one, found '
+          'none; set it to (lowest, highest), such as (-160, 240) for soft '
+          'tissue'
+        )
+    elif (
+      len(window) != 2
+      or not np.all(np.isfinite(window))
+      or not window[0] < window[1]
+    ):
+      raise ValueError(
+        f'window: expected (lowest, highest), found {tuple(window)}'
+      )
+  if any(windows.values()) and np.int16 not in dtypes.values():
+    raise ValueError(
+      f'window: only int16 images have one, and {" and ".join(dtypes)} have '
+      f'{" and ".join(str(np.dtype(d)) for d in dtypes.values())}; remove it'
     )
 
 
-def take(arrays: Any, rows: np.ndarray) -> Any:
-  """Returns the given rows of every array of a tree."""
-  return jax.tree.map(lambda a: a[rows], arrays)
+def _check_channels(depths: Mapping[str, int], channels: int | None) -> int:
+  """Returns C; grey images go with any."""
+  found = channels or max(depths.values())
+  wrong = {d for d in depths.values() if d not in (1, found)}
+  mixed = channels is None and len(set(depths.values())) > 1
+  if wrong or mixed:
+    text = ', '.join(f'{name} {depth}' for name, depth in depths.items())
+    raise ValueError(
+      f'channels: expected {found}, found {text}; set channels to '
+      f'{max(depths.values())}'
+      + (', which repeats grey images' if mixed else '')
+    )
+  return found
 
 
 def balanced_order(groups: np.ndarray) -> np.ndarray:
@@ -269,7 +239,7 @@ def batch_at(
     here = stream // len(order) == epoch
     shuffled = np.random.default_rng([seed, epoch]).permutation(order)
     rows[here] = shuffled[stream[here] % len(order)]
-  batch = {**take(arrays, rows), 'slot': slots.astype(np.int32)}
+  batch = {**examples_lib.take(arrays, rows), 'slot': slots.astype(np.int32)}
   devices = jax.local_device_count()
   return jax.tree.map(
     lambda a: a.reshape(devices, len(slots) // devices, *a.shape[1:]), batch

@@ -10,7 +10,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from ppcmi_jax import input_pipeline, tasks
+from ppcmi_jax import examples as examples_lib
+from ppcmi_jax import tasks
 
 
 class TrainState(NamedTuple):
@@ -129,7 +130,7 @@ def make_validation_loss(task: tasks.Task, batch_size: int):
     total = 0.0
     for start in range(0, count, batch_size):
       rows = np.arange(start, min(start + batch_size, count))
-      batch = input_pipeline.take(arrays, rows)
+      batch = examples_lib.take(arrays, rows)
       total += len(rows) * float(loss(variables, batch))
     return total / count
 

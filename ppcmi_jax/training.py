@@ -17,6 +17,7 @@ import numpy as np
 import tqdm
 
 from ppcmi_jax import checkpoints, input_pipeline, tasks, train_step
+from ppcmi_jax import examples as examples_lib
 
 
 class Trainer:
@@ -173,7 +174,7 @@ class Trainer:
     order = (
       np.arange(len(jax.tree.leaves(train)[0])) if order is None else order
     )
-    sample = input_pipeline.take(train, np.arange(1))
+    sample = examples_lib.take(train, np.arange(1))
     state = keeper.restore(self.abstract_state(sample), move_aside=True)
     if state is None:
       state = self._init(init_key, sample)

@@ -52,7 +52,8 @@ class Workdir:
     self.path = pathlib.Path(path).absolute()
     config_path = self.path / 'config.json'
     config = json.loads(json.dumps(config))
-    config.pop('data_dir', None)  # where data lie is no part of what a run is
+    for place in ('data_dir', 'manual_dir'):  # no part of what a run is
+      config.pop(place, None)
     if not create and not config_path.exists():
       raise ValueError(
         f'workdir {self.path}: expected a trained run, found no config.json; '

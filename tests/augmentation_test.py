@@ -174,3 +174,45 @@ def test_noise_has_the_deviation_asked_for(pair):
   assert abs(np.mean(noise)) < 0.002
   flat = noise.reshape(B, -1)
   assert np.all(abs(np.corrcoef(flat) - np.eye(B)) < 0.15)
+
+
+def test_half_of_the_pairs_are_mirrored(pair):
+  image, mask = (np.repeat(x[:1], 200, axis=0) for x in pair)
+  mirrored, labels = compiled(flip=True)(keys_of(6, 200), image, mask)
+  flipped = np.all(mirrored == image[:, :, ::-1], axis=(1, 2, 3))
+  same = np.all(mirrored == image, axis=(1, 2, 3))
+  assert np.all(flipped ^ same) and 0.4 < flipped.mean() < 0.6
+  np.testing.assert_array_equal(labels[same], mask[same])
+  np.testing.assert_array_equal(labels[flipped], mask[flipped][:, :, ::-1])
+
+
+def test_flip_leaves_the_other_draws_alone(pair, varied):
+  """The same keys give the same angles, shifts, curves and noise."""
+  keys = keys_of(1)
+  _, mask = compiled(**GEOMETRY, **VALUES)(keys, *pair)
+  _, flipped = compiled(flip=True)(keys, *pair)
+  sides = np.any(np.asarray(flipped) != pair[1], axis=(1, 2))
+  assert sides.any() and not sides.all()
+  image, mask = compiled(flip=True, **GEOMETRY, **VALUES)(keys, *pair)
+  np.testing.assert_array_equal(mask[~sides], varied[1][~sides])
+  np.testing.assert_allclose(image[~sides], varied[0][~sides], atol=1e-5)
+
+
+def test_draws_have_the_bits_that_eight_had():
+  """More uniforms than an earlier version drew, the first ones the same."""
+  key = jax.random.key(3)
+  nine, eight = (jax.random.uniform(key, (n,)) for n in (9, 8))
+  np.testing.assert_array_equal(nine[:8], eight)
+
+
+def test_speckle_is_relative_and_the_same_in_all_channels(pair):
+  grey = np.full((B, H, W, 3), 0.5, np.float32)
+  grey[:, : H // 2] = 0.1
+  image, mask = compiled(speckle=0.1)(keys_of(5), grey, pair[1])
+  np.testing.assert_array_equal(mask, pair[1])
+  relative = np.asarray(image) / grey - 1
+  assert np.std(relative[:, : H // 2]) == pytest.approx(0.1, rel=0.1)
+  assert np.std(relative[:, H // 2 :]) == pytest.approx(0.1, rel=0.1)
+  np.testing.assert_allclose(relative[..., 1], relative[..., 0], atol=1e-5)
+  black, _ = compiled(speckle=0.1)(keys_of(5), 0 * grey, pair[1])
+  assert not black.any()

@@ -1,16 +1,35 @@
 """Every configuration and method can be built; their sizes are as stated."""
 
+import importlib
+import pathlib
+
 import jax
 import numpy as np
 import pytest
 
 from configs import abdomen, phantom, smoke
-from ppcmi_jax import learners, tasks
+from ppcmi_jax import datasets, learners, partitions, splits, tasks
 
 CONFIGS = {'abdomen': abdomen, 'phantom': phantom, 'smoke': smoke}
+ALL = sorted(
+  path.stem for path in pathlib.Path(abdomen.__file__).parent.glob('*.py')
+)
+METHODS = ('ppcmi_sf', 'published', 'official', 'unet')
 
 
-@pytest.mark.parametrize('method', ['ppcmi_sf', 'published', 'official', 'unet'])
+@pytest.mark.parametrize('method', METHODS)
+@pytest.mark.parametrize('name', ALL)
+def test_names_what_there_is(name, method):
+  config = importlib.import_module(f'configs.{name}').get_config(method)
+  learners.check(config)
+  assert config.partition in partitions.MODES
+  assert {*config.split.split('+')} <= {*splits.MODES}
+  assert {*config.dataset.split('+')} <= {*datasets.DATASETS}
+  if method == 'official':
+    assert config.official_training and not config.augment
+
+
+@pytest.mark.parametrize('method', METHODS)
 @pytest.mark.parametrize('name', CONFIGS)
 def test_is_complete_and_consistent(name, method):
   config = CONFIGS[name].get_config(method)

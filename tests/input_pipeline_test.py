@@ -1,300 +1,21 @@
-"""Tests of input_pipeline.py: geometry, splits without leaks, batches."""
+"""Tests of input_pipeline.py: data sets loaded and joined, batches."""
 
 import collections
-import csv
-import itertools
+import dataclasses
 
 import hypothesis
 import jax
+import ml_collections
 import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from ppcmi_jax import input_pipeline
+from ppcmi_jax import datasets, input_pipeline
+from ppcmi_jax import examples as examples_lib
+from ppcmi_jax.datasets import manual
 
 SETTINGS = hypothesis.settings(deadline=None, max_examples=60)
-
-
-def case_of(mask, spacing_mm=(1.0, 1.0), channels=1):
-  return {
-    'image': np.repeat(np.uint8(50 * mask)[..., None], channels, -1),
-    'mask': np.uint8(mask),
-    'spacing_mm': np.float32(spacing_mm),
-    'subject': b's1',
-    'site': 'Zürich'.encode(),
-    'case': b's1-07',
-    'position': np.int32(7),
-  }
-
-
-def examples_of(subject, site, position=None, order=None):
-  """Examples that consist of little but names, in the given order."""
-  count = len(subject)
-  examples = input_pipeline.Examples(
-    image=np.zeros((count, 1, 1, 1), np.uint8),
-    mask=np.zeros((count, 1, 1), np.uint8),
-    spacing_mm=np.ones((count, 2), np.float32),
-    subject=np.array(subject),
-    site=np.array(site),
-    case=np.array([f'case{i}' for i in range(count)]),
-    position=np.arange(count) if position is None else np.array(position),
-  )
-  return examples if order is None else input_pipeline.take(examples, order)
-
-
-def sites_of(subjects, visits=2):
-  """`subjects[i]` subjects of site i, each with some visits."""
-  rows = [
-    (f'{site}-{k}', f'site{site}')
-    for site, count in enumerate(subjects)
-    for k in range(count)
-    for _ in range(visits)
-  ]
-  return examples_of(*zip(*rows))
-
-
-@pytest.mark.parametrize('channels', [1, 3])
-@pytest.mark.parametrize(
-  'shape, size', [((40, 24), 20), ((24, 40), 10), ((8, 8), 32), ((20, 4), 20)]
-)
-def test_image_and_mask_are_fitted_alike(shape, size, channels):
-  blocks = np.random.default_rng(0).integers(
-    0, 4, (shape[0] // 4, shape[1] // 4)
-  )
-  mask = np.kron(blocks, np.ones((4, 4), int))
-  found = input_pipeline.fit(case_of(mask, channels=channels), size)
-  assert found['image'].shape == (size, size, channels)
-  assert found['mask'].shape == (size, size)
-  assert found['image'].dtype == found['mask'].dtype == np.uint8
-  if size <= max(shape):  # whole blocks become whole pixels
-    for c in range(channels):
-      np.testing.assert_array_equal(found['image'][..., c], 50 * found['mask'])
-  # Every class keeps its share of the image's area.
-  area = (size / max(shape)) ** 2
-  for k in range(1, 4):
-    assert np.sum(found['mask'] == k) == area * np.sum(mask == k)
-
-
-@pytest.mark.parametrize(
-  'shape, size, height, width',
-  [
-    ((40, 20), 10, 10, 5),
-    ((20, 40), 10, 5, 10),
-    ((30, 30), 7, 7, 7),
-    ((58, 42), 16, 16, 12),
-    ((5, 3), 20, 20, 12),
-    ((100, 1), 10, 10, 1),
-    ((64, 32), 64, 64, 32),
-  ],
-)
-def test_the_aspect_is_kept_and_the_padding_centred(shape, size, height, width):
-  case = case_of(np.ones(shape))
-  found = input_pipeline.fit(case, size)
-  top, left = (size - height) // 2, (size - width) // 2
-  expected = np.zeros((size, size), np.uint8)
-  expected[top : top + height, left : left + width] = 1
-  np.testing.assert_array_equal(found['mask'], expected)
-  np.testing.assert_array_equal(found['image'][..., 0], 50 * expected)
-
-
-@pytest.mark.parametrize('size', [7, 16, 50])
-def test_fitting_makes_up_no_classes(size):
-  mask = np.random.default_rng(0).choice([0, 3], (37, 29))
-  found = input_pipeline.fit(case_of(mask), size)
-  assert set(np.unique(found['mask'])) == {0, 3}
-
-
-@pytest.mark.parametrize(
-  'shape, size, expected_mm',
-  [
-    ((40, 20), 10, (2.0, 8.0)),
-    ((20, 20), 40, (0.25, 1.0)),
-    ((20, 20), 20, (0.5, 2.0)),
-    ((58, 42), 16, (0.5 * 58 / 16, 2.0 * 42 / 12)),  # 42 fit into 11.6: 12
-  ],
-)
-def test_spacing_keeps_the_physical_size(shape, size, expected_mm):
-  case = case_of(np.ones(shape), spacing_mm=(0.5, 2.0))
-  found = input_pipeline.fit(case, size)
-  assert found['spacing_mm'].dtype == np.float32
-  np.testing.assert_allclose(found['spacing_mm'], expected_mm, rtol=1e-6)
-
-
-def test_fitting_keeps_names_and_the_case_itself():
-  case = case_of(np.ones((4, 4)))
-  found = input_pipeline.fit(case, 8)
-  assert (found['subject'], found['case']) == ('s1', 's1-07')
-  assert (found['site'], found['position']) == ('Zürich', 7)
-  assert case['mask'].shape == (4, 4) and case['site'] == 'Zürich'.encode()
-
-
-@SETTINGS
-@hypothesis.given(
-  subjects=st.lists(st.integers(3, 25), min_size=1, max_size=4),
-  visits=st.integers(1, 3),
-  seed=st.integers(0, 5),
-)
-def test_subjects_are_in_one_split_and_sites_in_all(subjects, visits, seed):
-  examples = sites_of(subjects, visits)
-  splits = input_pipeline.split(examples, mode='subjects', seed=seed)
-  assert set(splits) == set(input_pipeline.SPLITS)
-  for subject in np.unique(examples.subject):
-    assert len(set(splits[examples.subject == subject])) == 1
-  for site, count in enumerate(subjects):
-    here = splits[examples.site == f'site{site}']
-    counts = collections.Counter(here)
-    assert counts['test'] == visits * max(1, round(0.2 * count))
-    assert counts['valid'] == visits * max(1, round(0.1 * count))
-    assert counts['train'] >= visits
-  # The same whatever order the examples are read in.
-  order = np.random.default_rng(seed).permutation(len(splits))
-  again = input_pipeline.split(
-    input_pipeline.take(examples, order), mode='subjects', seed=seed
-  )
-  np.testing.assert_array_equal(again, splits[order])
-
-
-def test_the_seed_draws_other_subjects():
-  examples = sites_of([20, 20])
-  a, b = (
-    input_pipeline.split(examples, mode='subjects', seed=seed)
-    for seed in (0, 1)
-  )
-  assert not np.array_equal(a, b)
-
-
-@pytest.mark.parametrize(
-  'subjects, fractions',
-  [([5, 2], {}), ([1], {}), ([10], {'test_fraction': 0.9})],
-)
-def test_too_few_subjects_are_refused(subjects, fractions):
-  examples = sites_of(subjects)
-  with pytest.raises(ValueError, match='too few') as error:
-    input_pipeline.split(examples, mode='subjects', **fractions)
-  message = str(error.value)
-  assert '\n' not in message
-  assert f'site{len(subjects) - 1}' in message
-  assert f'{subjects[-1]} subjects' in message
-
-
-def runs(splits):
-  """Consecutive parts of a volume: [(split, number of slices), ...]."""
-  edges = np.flatnonzero(splits[1:] != splits[:-1]) + 1
-  return [(part[0], len(part)) for part in np.split(splits, edges)]
-
-
-@SETTINGS
-@hypothesis.given(
-  lengths=st.lists(st.integers(9, 150), min_size=1, max_size=3),
-  seed=st.integers(0, 9),
-)
-def test_blocks_leave_a_slice_between_any_two_splits(lengths, seed):
-  subject = np.repeat([f's{i}' for i in range(len(lengths))], lengths)
-  position = np.concatenate([5 + np.arange(n) for n in lengths])
-  order = np.random.default_rng(seed).permutation(len(subject))
-  examples = examples_of(subject, ['a'] * len(subject), position, order)
-  splits = input_pipeline.split(examples, mode='blocks', seed=seed)
-  restored = splits[np.argsort(order)]  # subject by subject, slice by slice
-  for i, length in enumerate(lengths):
-    parts = runs(restored[subject == f's{i}'])
-    names = [name for name, _ in parts]
-    for a, b in itertools.pairwise(names):
-      assert (a == 'gap') != (b == 'gap')
-    counts = collections.Counter(names)
-    stretches = max(1, round(length / 28))
-    assert counts['test'] == counts['valid'] == stretches
-    assert counts['train'] == stretches + 1
-    assert counts['gap'] == 3 * stretches
-    for name, share in (('test', 0.2), ('valid', 0.1)):
-      slices = sum(n for part, n in parts if part == name)
-      assert abs(slices - share * length) <= stretches
-  np.testing.assert_array_equal(
-    splits, input_pipeline.split(examples, mode='blocks', seed=seed + 1)
-  )
-
-
-@hypothesis.given(
-  length=st.integers(1, 60),
-  test=st.floats(0.01, 0.95),
-  valid=st.floats(0.01, 0.95),
-)
-@SETTINGS
-def test_blocks_of_any_size_never_touch(length, test, valid):
-  examples = examples_of(['s'] * length, ['a'] * length)
-  try:
-    splits = input_pipeline.split(
-      examples, mode='blocks', test_fraction=test, valid_fraction=valid
-    )
-  except ValueError as error:
-    assert "'s' has" in str(error) and '\n' not in str(error)
-    return
-  names = [name for name, _ in runs(splits)]
-  assert set(names) == {'train', 'valid', 'test', 'gap'}
-  for a, b in itertools.pairwise(names):
-    assert (a == 'gap') != (b == 'gap')
-  assert names[0] == names[-1] == 'train'
-
-
-@pytest.mark.parametrize('length', [1, 5, 8])
-def test_too_few_slices_are_refused(length):
-  examples = examples_of(['s'] * length, ['a'] * length)
-  with pytest.raises(ValueError, match=f"'s' has {length} slices, too few"):
-    input_pipeline.split(examples, mode='blocks')
-
-
-def test_unknown_names_are_refused_in_one_line(tmp_path):
-  examples = sites_of([5])
-  with pytest.raises(ValueError, match="'subjects' or 'blocks', found 'x'"):
-    input_pipeline.split(examples, mode='x')
-  for name, options, expected in (
-    ('abdomenn', {}, "expected one of abdomen, .*found 'abdomenn'"),
-    ('phantom', {'sise': 3}, 'has no option sise; it has: .*size'),
-    ('abdomen', {'size': 3}, 'has no option size; it has: none'),
-    ('phantom', {'size': 3}, 'at least 16'),
-  ):
-    with pytest.raises(ValueError, match=expected) as error:
-      input_pipeline.load(
-        name, image_size=32, data_dir=tmp_path, options=options
-      )
-    assert '\n' not in str(error.value)
-  assert not any(tmp_path.iterdir())
-
-
-def test_partition_gives_every_client_its_own():
-  site = np.array(['b', 'a', 'b', 'a', 'a', 'b'])
-  splits = np.array(['train', 'test', 'valid', 'gap', 'train', 'train'])
-  examples = examples_of([f's{i}' for i in range(6)], site)
-  clients = input_pipeline.partition(examples, splits)
-  assert list(clients) == ['a', 'b']
-  cases = {
-    (client, name): list(part.case)
-    for client, parts in clients.items()
-    for name, part in parts.items()
-  }
-  assert cases == {
-    ('a', 'train'): ['case4'],
-    ('a', 'valid'): [],
-    ('a', 'test'): ['case1'],
-    ('b', 'train'): ['case0', 'case5'],
-    ('b', 'valid'): ['case2'],
-    ('b', 'test'): [],
-  }
-
-
-def test_the_written_split_can_be_read(tmp_path):
-  examples = sites_of([4, 5])
-  splits = input_pipeline.split(examples, mode='subjects')
-  input_pipeline.write_split(tmp_path / 'split.csv', examples, splits)
-  with open(tmp_path / 'split.csv', newline='') as file:
-    rows = list(csv.DictReader(file))
-  assert list(rows[0]) == ['case', 'subject', 'site', 'split']
-  for column, values in (
-    ('case', examples.case),
-    ('subject', examples.subject),
-    ('site', examples.site),
-    ('split', splits),
-  ):
-    assert [row[column] for row in rows] == list(values)
+PHANTOM = {'num_subjects': 4, 'size': 32}
 
 
 def test_balanced_order_repeats_the_small_groups():
@@ -390,3 +111,241 @@ def test_a_prepared_data_set_is_loaded(tmp_path):
   blocks = np.float32(examples.image).reshape(4, 16, 2, 16, 2, 1)
   # Pillow rounds after each of the two axes.
   np.testing.assert_allclose(small.image, blocks.mean((2, 4)), atol=1)
+
+
+@dataclasses.dataclass(eq=False, kw_only=True)
+class FolderConfig(manual.ManualConfig):
+  """Of the data sets that tests make up."""
+
+
+def folder_of(name, dtype=np.uint8, channels=1, classes=('background', 'a')):
+  """Returns a builder class that makes four cases of 12 x 10 pixels."""
+
+  def records(self, folder):
+    def read(number):
+      image = np.full((12, 10, channels), number, dtype)
+      mask = np.zeros((12, 10), np.uint8)
+      mask[2:8, 2:6] = len(classes) - 1
+      mask[0, 0] = 1
+      return [
+        {
+          'image': image,
+          'mask': mask,
+          'spacing_mm': np.float32([1, 2]),
+          'subject': f's{number}',
+          'site': 'x',
+          'case': f'c{number}',
+          'position': number,
+        }
+      ]
+
+    (folder / 'here').stat()  # the right folder
+    return [
+      manual.Record(f'{i}', lambda i=i: read(np.array(i, dtype)))
+      for i in range(4)
+    ]
+
+  return type(
+    name.capitalize(),
+    (manual.ManualBuilder,),
+    {
+      'DESCRIPTION': name,
+      'DTYPE': dtype,
+      'CHANNELS': channels,
+      'classes': property(lambda self: classes),
+      'records': records,
+      'name': name,
+      '__module__': __name__,
+    },
+    skip_registration=True,
+  )
+
+
+@pytest.fixture
+def add(monkeypatch, tmp_path):
+  """Puts a made-up data set into the registry, and its folder into a folder."""
+
+  def add_one(name, **kwargs):
+    monkeypatch.setitem(datasets.DATASETS, name, folder_of(name, **kwargs))
+    monkeypatch.setitem(datasets.CONFIGS, name, FolderConfig)
+    (tmp_path / 'manual' / name).mkdir(parents=True)
+    (tmp_path / 'manual' / name / 'here').touch()
+
+  return add_one
+
+
+@pytest.fixture
+def load(tmp_path):
+  def load_at(dataset, size=12, **kwargs):
+    folder = tmp_path / 'manual'
+    return input_pipeline.load(
+      dataset,
+      image_size=size,
+      data_dir=tmp_path / 'data',
+      manual_dir=folder if '+' in dataset else folder / dataset,
+      **kwargs,
+    )
+
+  return load_at
+
+
+def test_data_sets_are_joined(load, add):
+  add('rays', classes=('background', 'bone', 'pubic symphysis'))
+  examples, names = load(
+    'phantom+rays',
+    options=ml_collections.ConfigDict({'phantom': PHANTOM}),
+  )
+  assert names == ('background', 'pubic symphysis', 'fetal head', 'bone')
+  assert examples.image.shape == (8, 12, 12, 1)
+  assert [str(s) for s in examples.site] == [
+    'phantom-1', 'phantom-2', 'phantom-3', 'phantom-1', *4 * ['rays-x']
+  ]  # fmt: skip
+  assert list(examples.subject[3:5]) == ['phantom-s00003', 'rays-s0']
+  assert list(examples.case[3:5]) == ['phantom-s00003v000', 'rays-c0']
+  assert list(examples.position) == [0, 0, 0, 0, 0, 1, 2, 3]
+  assert examples.position.dtype == np.int32
+  assert examples.spacing_mm.dtype == np.float32
+  alone, _ = load('rays')
+  np.testing.assert_array_equal(
+    examples.mask[4:], np.array([0, 3, 1])[alone.mask]
+  )
+  np.testing.assert_array_equal(examples.image[4:], alone.image)
+  assert list(alone.site) == 4 * ['x'] and alone.case[0] == 'c0'
+  phantom, _ = load('phantom', options=PHANTOM)
+  np.testing.assert_array_equal(examples.mask[:4], phantom.mask)
+
+
+def test_grey_images_are_repeated_without_memory(load, add):
+  add('grey')
+  examples, _ = load('grey', channels=3)
+  assert examples.image.shape == (4, 12, 12, 3)
+  assert examples.image.strides[-1] == 0
+  part = examples_lib.take(examples, np.array([2, 0]))
+  assert part.image.shape == (2, 12, 12, 3) and part.image.strides[-1] == 0
+  assert part.image[:, 5, 5].tolist() == [[2, 2, 2], [0, 0, 0]]
+  batch = input_pipeline.batch_at(
+    examples.arrays(), 0, order=np.arange(4), batch_size=4, seed=0
+  )
+  assert batch['image'].shape == (1, 4, 12, 12, 3)
+  assert jax.numpy.asarray(batch['image']).shape == (1, 4, 12, 12, 3)
+
+
+def test_grey_beside_colour(load, add):
+  add('grey')
+  add('colour', channels=3)
+  examples, _ = load('grey+colour', channels=3)
+  assert examples.image.shape == (8, 12, 12, 3)
+  for row in range(8):
+    assert np.all(examples.image[row, 5, 5] == row % 4)
+  for dataset, channels, expected in (
+    ('grey+colour', None, 'found grey 1, colour 3; set channels to 3, which'),
+    ('grey+colour', 1, 'channels: expected 1, found grey 1, colour 3'),
+    ('colour', 1, 'expected 1, found colour 3; set channels to 3'),
+    ('colour', 2, 'expected 2, found colour 3'),
+  ):
+    with pytest.raises(ValueError, match=expected):
+      load(dataset, channels=channels)
+
+
+def test_hounsfield_units_are_windowed(load, add):
+  add('ct', dtype=np.int16)
+  examples, _ = load('ct', window=(0, 2))
+  assert examples.image.dtype == np.uint8
+  assert examples.image[:, 5, 5, 0].tolist() == [0, 128, 255, 255]
+  add('grey')
+  for window in (
+    (0, 2),
+    {'ct': (0, 2)},
+    ml_collections.ConfigDict({'ct': (0, 2)}),
+  ):
+    both, _ = load('ct+grey', window=window)
+    assert both.image[:, 5, 5, 0].tolist() == [0, 128, 255, 255, 0, 1, 2, 3]
+
+
+@pytest.mark.parametrize(
+  'dataset, window, expected',
+  [
+    (
+      'ct',
+      None,
+      r'images of ct are int16 \(HU\) and need one, found none; set',
+    ),
+    ('ct', (), 'need one, found none'),
+    ('ct', (2, 0), r'expected \(lowest, highest\), found \(2, 0\)'),
+    ('ct', (0, 0), r'found \(0, 0\)'),
+    ('ct', (0, 1, 2), r'found \(0, 1, 2\)'),
+    ('ct', (0, float('nan')), r'found \(0, nan\)'),
+    ('grey', (0, 2), 'only int16 images have one, and grey have uint8; remove'),
+    ('ct+grey', {'grey': (0, 2)}, 'images of ct are int16'),
+    ('ct+grey', {'cd': (0, 2)}, "expected one for each of ct, grey, as {'ct'"),
+  ],
+)
+def test_windows_that_do_not_fit_are_refused(
+  load, add, dataset, window, expected
+):
+  add('ct', dtype=np.int16)
+  add('grey')
+  with pytest.raises(ValueError, match=expected) as error:
+    load(dataset, window=window)
+  assert '\n' not in str(error.value)
+
+
+def test_floats_are_stored_in_a_byte(load, add):
+  add('unit', dtype=np.float32)
+  with pytest.raises(ValueError, match=r'float in \[0, 1\], found 2 to 2'):
+    load('unit')
+
+
+@pytest.mark.parametrize(
+  'dataset, options, expected',
+  [
+    ('abdomenn', {}, "expected one of abdomen, .*found 'abdomenn'"),
+    ('phantom', {'sise': 3}, 'has no option sise; it has: .*size'),
+    ('abdomen', {'size': 3}, 'has no option size; it has: none'),
+    ('phantom', {'size': 3}, 'at least 16'),
+    ('phantom+', {}, "expected one of .*found ''"),
+    ('phantom+phantom', {}, r"once, found 'phantom\+phantom'"),
+    ('phantom+abdomen', {'size': 32}, 'dataset_options: expected one for each'),
+    ('phantom+abdomen', {'phantom': {'sise': 3}}, 'has no option sise'),
+  ],
+)
+def test_unknown_names_are_refused_in_one_line(
+  tmp_path, dataset, options, expected
+):
+  with pytest.raises(ValueError, match=expected) as error:
+    input_pipeline.load(
+      dataset,
+      image_size=32,
+      data_dir=tmp_path,
+      options={'phantom': PHANTOM} if dataset == 'phantom+' else options,
+    )
+  assert '\n' not in str(error.value)
+
+
+def test_two_names_of_the_background_are_refused(load, add):
+  add('grey')
+  add('other', classes=('rest', 'a'))
+  with pytest.raises(ValueError, match='differently: background, rest'):
+    load('grey+other')
+
+
+def test_vanished_structures_are_reported(load, add):
+  add('tiny', classes=('background', 'lesion', 'organ'))
+  lines = []
+  load('tiny', size=12, warn=lines.append)
+  assert lines == []
+  load('tiny', size=4, warn=lines.append)
+  assert lines == [
+    "tiny: at 4 pixels the class 'lesion' vanishes from 4 cases; a larger "
+    'image_size keeps more of them'
+  ]
+
+
+def test_damaged_data_are_reported_in_one_line(load, add, tmp_path):
+  add('grey')
+  load('grey')
+  for path in (tmp_path / 'data' / 'grey').rglob('*.array_record*'):
+    path.write_bytes(b'x' * path.stat().st_size)
+  with pytest.raises(ValueError, match='delete its folder grey') as error:
+    load('grey')
+  assert '\n' not in str(error.value)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
+from ppcmi_jax import examples as examples_lib
 from ppcmi_jax import input_pipeline, tasks, train_step, training
 
 
@@ -81,7 +82,7 @@ def test_stops_early_and_stays_stopped(tmp_path):
   assert int(state.step) - int(state.best_step) == 4
   again = one.fit(arrays(), nonsense, seed=0, directory=tmp_path)
   assert int(again.step) == int(state.step)
-  best = one.restore(input_pipeline.take(arrays(), np.arange(1)), tmp_path)
+  best = one.restore(examples_lib.take(arrays(), np.arange(1)), tmp_path)
   jax.tree.map(np.testing.assert_array_equal, best, state.best_variables)
 
 
@@ -116,7 +117,7 @@ def test_interrupted_equals_uninterrupted(tmp_path):
 
 
 def test_restore_refuses_what_has_not_ended(tmp_path):
-  sample = input_pipeline.take(arrays(), np.arange(1))
+  sample = examples_lib.take(arrays(), np.arange(1))
   with pytest.raises(ValueError, match='run train'):
     trainer().restore(sample, tmp_path / 'nothing')
   trainer(steps=4).fit(arrays(), arrays(), seed=0, directory=tmp_path / 'a')
@@ -166,7 +167,7 @@ def losses_of_steps(num_steps=3):
   tx = train_step.optimizer(learning_rate=1e-2, steps=10, schedule='constant')
   data, order = arrays(), np.arange(16)
   state = jax.jit(functools.partial(train_step.init_state, one, tx))(
-    jax.random.key(0), input_pipeline.take(data, np.arange(1))
+    jax.random.key(0), examples_lib.take(data, np.arange(1))
   )
   step = train_step.make_train_step(one, tx)
   losses = []

@@ -30,15 +30,36 @@ from typing import Any
 import tensorflow_datasets as tfds
 from absl import logging
 
-from ppcmi_jax.datasets import abdomen, manual, phantom
+from ppcmi_jax.datasets import (
+  abdomen,
+  cardiac,
+  folder,
+  fumpe,
+  manual,
+  nerve,
+  phantom,
+  psfh,
+)
 
 DATASETS = {
   'abdomen': abdomen.Abdomen,
+  'cardiac': cardiac.Cardiac,
+  'folder': folder.Folder,
+  'fumpe': fumpe.Fumpe,
+  'nerve': nerve.Nerve,
   'phantom': phantom.Phantom,
+  'psfh': psfh.Psfh,
 }
 
 # The configuration class of builders that have one.
-CONFIGS = {'phantom': phantom.PhantomConfig}
+CONFIGS = {
+  'cardiac': cardiac.CardiacConfig,
+  'folder': folder.FolderConfig,
+  'fumpe': fumpe.FumpeConfig,
+  'nerve': nerve.NerveConfig,
+  'phantom': phantom.PhantomConfig,
+  'psfh': psfh.PsfhConfig,
+}
 
 
 def prepare(

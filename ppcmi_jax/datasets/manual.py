@@ -17,6 +17,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, ClassVar, NamedTuple
 
@@ -74,7 +75,7 @@ class ManualConfig(tfds.core.BuilderConfig):
 _BASE_FIELDS = {f.name for f in dataclasses.fields(tfds.core.BuilderConfig)}
 
 
-class ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+class ManualBuilder(tfds.core.ShardBasedBuilder, skip_registration=True):
   """An abstract builder; a data set gives the constants and `records`.
 
   Every example is checked: shapes, dtype, finite numbers, known labels, a case
@@ -128,9 +129,11 @@ class ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       disable_shuffling=True,
     )
 
-  def _split_generators(self, dl_manager: Any):
+  def _shard_iterators_per_split(self, dl_manager: Any):
     del dl_manager  # nothing is downloaded
-    return {'train': self._generate_examples()}
+    # The other base class of builders keeps up to 1 GiB of examples in memory,
+    # and beyond that needs TensorFlow.
+    return {'train': [lambda: _Stream(self._generate_examples())]}
 
   def _generate_examples(self) -> Iterator[tuple[int, dict[str, Any]]]:
     folder = pathlib.Path(self.builder_config.manual_dir)
@@ -158,7 +161,7 @@ class ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       except MemoryError:
         raise
       except Exception as error:  # reading libraries raise many kinds
-        reason = ' '.join(str(error).split()) or type(error).__name__
+        reason = one_line(error)
         if self.builder_config.on_error == 'stop':
           raise ValueError(
             f'{folder / record.name}: {reason}; mend or remove it, or list '
@@ -169,6 +172,10 @@ class ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
       for example in examples:
         yield len(cases), example
         cases.add(example['case'])
+    if not cases and not skipped:
+      raise ValueError(
+        f'{folder}: the options leave out all of {len(records)} records'
+      )
     if not cases:
       name, reason = next(iter(skipped.items()))
       raise ValueError(
@@ -178,6 +185,28 @@ class ManualBuilder(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     # Generation happens in a temporary folder, which is then renamed.
     note = {'folder': str(folder), **before, 'skipped': skipped}
     (pathlib.Path(self.data_path) / NOTE).write_text(json.dumps(note, indent=1))
+
+
+class _Stream:
+  """Iterates over examples once, and is copied without keeping them.
+
+  tensorflow-datasets copies what it writes in order to count it; by
+  `itertools.tee`, which asks for `__copy__` and else keeps every example.
+  """
+
+  def __init__(self, examples: Iterable[Any]):
+    self._examples, self._count = iter(examples), 0
+
+  def __iter__(self) -> '_Stream':
+    return self
+
+  def __next__(self) -> Any:
+    example = next(self._examples)
+    self._count += 1
+    return example
+
+  def __copy__(self) -> Iterator[None]:
+    return (None for start in [self] for _ in range(start._count))
 
 
 def checked(
@@ -264,6 +293,27 @@ def fingerprint(folder: pathlib.Path) -> dict[str, Any]:
       sha.update(f'{name}\n{stat.st_size} {int(stat.st_mtime)}\n'.encode())
       count, size = count + 1, size + stat.st_size
   return {'files': count, 'bytes': size, 'sha256': sha.hexdigest()}
+
+
+def one_line(error: Exception) -> str:
+  """Returns what an error says, without its line breaks; its type if nothing.
+
+  >>> one_line(ValueError('found\\n  nothing'))
+  'found nothing'
+  """
+  return ' '.join(str(error).split()) or type(error).__name__
+
+
+def natural_key(name: str) -> list[tuple[bool, int, str]]:
+  """Returns what sorts names as people do, by the numbers in them.
+
+  >>> sorted(['IM10', 'IM2', 'IM1'], key=natural_key)
+  ['IM1', 'IM2', 'IM10']
+  """
+  return [
+    (part.isdecimal(), int(part) if part.isdecimal() else 0, part)
+    for part in re.split(r'(\d+)', name)
+  ]
 
 
 def read_note(builder: ManualBuilder) -> dict[str, Any]:

@@ -1,0 +1,28 @@
+r"""Small phantoms and networks, for studies of many trainings on two cores.
+
+    python eval.py --config=configs/study.py --study=comparison \
+      --workdir=runs/study
+
+150 subjects at 64x64 and half of the autoencoders' widths: what differs here
+need not differ at full size. What the studies show is in the README.
+"""
+
+import ml_collections
+
+from configs import phantom
+
+
+def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
+  """Returns the phantom configuration, small; methods as there."""
+  config = phantom.get_config(method)
+  config.dataset_options = {'num_subjects': 150, 'size': 128}
+  config.image_size = 64
+  config.eval_every = 100
+  if 'unet_steps' in config:
+    config.unet_steps = 1000
+    return config
+  config.autoencoder_widths = (8, 16, 32, 64, 128)
+  config.image_steps = 400
+  config.mask_steps = 800
+  config.mapping_steps = 800
+  return config
