@@ -11,7 +11,14 @@ import pytest
 from flax import linen as nn
 
 from ppcmi_jax import models
-from ppcmi_jax.models import autoencoder, fused, mapping, unet
+from ppcmi_jax.models import (
+  autoencoder,
+  fatnet,
+  fused,
+  ghostnet,
+  mapping,
+  unet,
+)
 
 TINY = (2, 3, 4, 5, 6)
 SCALES = ('s3', 's4', 'b')
@@ -81,6 +88,8 @@ def test_models_are_listed_by_name():
     'mapping': mapping.MappingNetwork,
     'fused_mapping': fused.FusedMapping,
     'unet': unet.UNet,
+    'ghostnet': ghostnet.GhostUNet,
+    'fatnet': fatnet.FATNet,
   } == models.MODELS
 
 

@@ -43,7 +43,8 @@ class PyramidPooling(nn.Module):
     features: output channels; a branch has an eighth of the input's.
     pooling: 'pyramid' averages adaptively to 1, 3, 5 and 7 cells a side, as
       published; 'official' takes the global mean in all four branches, as
-      the official code does (METHOD.md section 3).
+      the official code does (METHOD.md section 3); 'none' returns the input
+      as it is, for ablations, and needs as many features as that has.
     axis_name: pmap axis over which batch statistics are averaged, or None.
   """
 
@@ -53,11 +54,19 @@ class PyramidPooling(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    if self.pooling not in ('pyramid', 'official'):
+    if self.pooling not in ('pyramid', 'official', 'none'):
       raise ValueError(
-        f"pooling: expected 'pyramid' or 'official', found {self.pooling!r}"
+        "pooling: expected 'pyramid' or 'official' or 'none', found "
+        f'{self.pooling!r}'
       )
     height, width, channels = x.shape[1:]
+    if self.pooling == 'none':
+      if channels != self.features:
+        raise ValueError(
+          f'features: expected those of the input, {channels}, as pooling is '
+          f"'none', found {self.features}"
+        )
+      return x
 
     def conv_norm_relu(x, features, name):
       x = nn.Conv(features, (1, 1), use_bias=False, name=f'{name}_conv')(x)
@@ -156,7 +165,8 @@ class MappingNetwork(nn.Module):
   Attributes:
     width: multiplier of all inner channels; 1 is the published size (58.79 M
       parameters with the autoencoders' default widths).
-    pooling: 'pyramid' or 'official', see PyramidPooling.
+    pooling: 'pyramid', 'official' or 'none' (55.63 M parameters), see
+      PyramidPooling.
     relu: whether outputs end in a ReLU, as published; off where latents are
       standardised and the caller applies it after undoing that.
     dropout: rate of whole channels dropped at four places of each block.
