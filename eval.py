@@ -1,6 +1,35 @@
-"""Evaluates a run: python eval.py --config=CONFIG --workdir=WORKDIR."""
+"""Evaluates a run: python eval.py --config=CONFIG --workdir=WORKDIR.
 
-from ppcmi_jax import command, report
+With --study=NAME it trains and evaluates the runs of a study instead.
+"""
+
+from typing import Any
+
+from absl import flags
+
+from ppcmi_jax import command, evaluation, report, studies
+
+_NAMES = flags.DEFINE_list(
+  'eval_names',
+  None,
+  f'Evaluations to run, of {", ".join(evaluation.EVALUATIONS)}; all by '
+  'default. What was evaluated before is kept.',
+)
+_STUDY = flags.DEFINE_enum(
+  'study',
+  None,
+  sorted(studies.STUDIES),
+  'Study to run in the workdir, beside what it holds of that study already.',
+)
+
+
+def evaluate(config: Any, path: str) -> None:
+  """Evaluates what the flags say."""
+  if _STUDY.value is None:
+    report.evaluate(config, path, _NAMES.value)
+  else:
+    studies.run(_STUDY.value, command.get_config, config, path)
+
 
 if __name__ == '__main__':
-  command.run(report.evaluate)
+  command.run(evaluate)

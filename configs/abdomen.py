@@ -13,6 +13,15 @@ What to expect from both is in the README.
 
 import ml_collections
 
+# Privacy-agnostic baselines at about the U-Net's time a step on a CPU.
+SMALL_BASELINES = {
+  'unet': {'width': 16},
+  'ghostnet': {'width': 10},
+  'fatnet': {'width': 20, 'transformer_dim': 96, 'transformer_layers': 4},
+}
+# As published.
+FULL_BASELINES = {'unet': {}, 'ghostnet': {}, 'fatnet': {}}
+
 
 def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   """Returns the configuration of a method.
@@ -22,10 +31,12 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
       the same with the paper's (the mapping network at a quarter of its width,
       for CPUs); 'official', what the official code does, defects included, at
       full size (for a GPU; see `python -m ppcmi_jax.conversion` for its
-      checkpoints); or 'unet', a privacy-agnostic baseline on pooled data.
+      checkpoints); 'privacy_sf', a stand-in for Privacy-SF (Chen et al. 2024,
+      no public code): 'published' without skips, transform and pooling; or
+      'unet', 'ghostnet', 'fatnet', privacy-agnostic baselines on pooled data.
   """
   config = ml_collections.ConfigDict()
-  published = method in ('published', 'official')
+  published = method in ('published', 'official', 'privacy_sf')
   config.method = 'ppcmi_sf' if published else method
   config.seed = 0  # of initialisation, order and augmentation; not of secrets
 
@@ -63,11 +74,12 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.eval_every = 100
   config.patience = 8  # validations without a smaller loss
 
-  if method == 'unet':
-    config.unet_width = 16
-    config.unet_batch_size = 8
-    config.unet_learning_rate = 3e-3
-    config.unet_steps = 800
+  if method in SMALL_BASELINES:
+    config.pooled = True  # False: each client alone
+    config.baseline_options = SMALL_BASELINES[method]
+    config.baseline_batch_size = 8
+    config.baseline_learning_rate = 3e-3
+    config.baseline_steps = 800
     return config
 
   # PPCMI-SF
@@ -98,6 +110,11 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
     config.mapping = 'mapping'
     config.mapping_options = {'width': 0.25}
     config.standardise = False
+  if method == 'privacy_sf':
+    config.skips = False
+    config.protection = 'none'
+    config.copies = 24
+    config.mapping_options.pooling = 'none'
   if method == 'official':
     config.image_channels = 3
     config.augment = {}

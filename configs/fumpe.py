@@ -30,11 +30,11 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.split = 'subjects'
   config.partition = 'iid'
   config.num_clients = 3
-  if method == 'unet':
-    config.unet_width = 64
-    config.unet_batch_size = 16
-    config.unet_learning_rate = 1e-3
-    config.unet_steps = 20000
+  if method in abdomen.FULL_BASELINES:
+    config.baseline_options = abdomen.FULL_BASELINES[method]
+    config.baseline_batch_size = 16
+    config.baseline_learning_rate = 1e-3
+    config.baseline_steps = 20000
     return config
   if method == 'official':
     config.window = (-1000, 1000)
@@ -52,6 +52,6 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.image_steps = config.mask_steps = 4000
   config.mapping_steps = 20000
   config.copies = min(config.copies, 4)
-  if method == 'published':
+  if method in ('published', 'privacy_sf'):
     config.mapping_options.width = 1.0
   return config

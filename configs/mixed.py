@@ -20,6 +20,6 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.dataset_options = {'phantom': {'num_subjects': 150, 'size': 256}}
   config.split = 'subjects+blocks'
   config.eval_every = 150
-  if method != 'unet':
+  if 'copies' in config:
     config.copies = min(config.copies, 12)
   return config

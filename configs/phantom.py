@@ -20,8 +20,8 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.split = 'subjects'
   config.eval_every = 250
   config.patience = 20
-  if method == 'unet':
-    config.unet_steps = 1500
+  if 'baseline_steps' in config:
+    config.baseline_steps = 1500
     return config
   if method == 'official':  # 100 and 150 epochs of 70 a client, and of 210
     config.image_size = 256

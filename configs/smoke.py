@@ -15,10 +15,14 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.dataset_options = {'num_subjects': 15, 'size': 32}
   config.image_size = 32
   config.eval_every = 4
-  if method == 'unet':
-    config.unet_width = 4
-    config.unet_steps = 12
-    config.unet_batch_size = 4
+  if 'baseline_steps' in config:
+    config.baseline_options = {'width': 4}
+    if method == 'fatnet':
+      config.baseline_options.blocks = (1, 1, 1, 1)
+      config.baseline_options.transformer_dim = 6
+      config.baseline_options.transformer_layers = 1
+    config.baseline_steps = 12
+    config.baseline_batch_size = 4
     return config
   config.autoencoder_widths = (4, 4, 8, 8, 8)
   config.image_steps = 12

@@ -18,8 +18,9 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.dataset_options = {'num_subjects': 150, 'size': 128}
   config.image_size = 64
   config.eval_every = 100
-  if 'unet_steps' in config:
-    config.unet_steps = 1000
+  config.clients = ('1', '2', '3')
+  if 'baseline_steps' in config:
+    config.baseline_steps = 1000
     return config
   config.autoencoder_widths = (8, 16, 32, 64, 128)
   config.image_steps = 400

@@ -72,7 +72,7 @@ def train(config: Any, path: str | pathlib.Path) -> None:
   with workdir.lock():
     data = hospitals.load_data(config, workdir)
     print(data.table, flush=True)
-    if config.method == 'unet':
+    if config.method in learners.BASELINES:
       _train_baseline(config, workdir, data)
     else:
       _train_ppcmi_sf(config, workdir, data)
@@ -80,26 +80,33 @@ def train(config: Any, path: str | pathlib.Path) -> None:
 
 def _train_baseline(config, workdir, data):
   _, trainer = learners.baseline(config, num_classes=data.num_classes)
-  pooled = {
-    split: jax.tree.map(
-      lambda *a: np.concatenate(a),
-      *(parts[split].arrays() for parts in data.hospitals.values()),
+  for task, names in _baseline_groups(config, data).items():
+    pooled = {
+      split: jax.tree.map(
+        lambda *a: np.concatenate(a),
+        *(data.hospitals[name][split].arrays() for name in names),
+      )
+      for split in ('train', 'valid')
+    }
+    sizes = [len(data.hospitals[name]['train'].case) for name in names]
+    trainer.fit(
+      pooled['train'],
+      pooled['valid'],
+      seed=config.seed,
+      directory=workdir.checkpoints(task),
+      title=f'{config.method}, data of {", ".join(names)}',
+      log=workdir.log,
+      warn=logging.warning,
+      order=input_pipeline.balanced_order(np.repeat(range(len(sizes)), sizes)),
     )
-    for split in ('train', 'valid')
-  }
-  clients = [len(parts['train'].case) for parts in data.hospitals.values()]
-  trainer.fit(
-    pooled['train'],
-    pooled['valid'],
-    seed=config.seed,
-    directory=workdir.checkpoints('segmentation'),
-    title='segmentation, pooled data',
-    log=workdir.log,
-    warn=logging.warning,
-    order=input_pipeline.balanced_order(
-      np.repeat(range(len(clients)), clients)
-    ),
-  )
+
+
+def _baseline_groups(config, data) -> dict[str, list[str]]:
+  """Returns {task: clients whose data it sees}."""
+  names = list(data.hospitals)
+  if config.pooled:
+    return {'segmentation': names}
+  return {f'segmentation_{name}': [name] for name in names}
 
 
 def _train_ppcmi_sf(config, workdir, data):
@@ -222,16 +229,20 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
   workdir = workdir_lib.Workdir(path, config.to_dict(), create=False)
   data = hospitals.load_data(config, workdir)
   names = list(data.hospitals)
-  if config.method == 'unet':
+  if config.method in learners.BASELINES:
     task, trainer = learners.baseline(config, num_classes=data.num_classes)
-    variables = trainer.restore(
-      data.sample(), workdir.checkpoints('segmentation'), warn=logging.warning
-    )
-    predict = functools.partial(jax.jit(task.predict), variables)
+    predict = {}
+    for directory, group in _baseline_groups(config, data).items():
+      variables = trainer.restore(
+        data.sample(), workdir.checkpoints(directory), warn=logging.warning
+      )
+      predict |= dict.fromkeys(
+        group, functools.partial(jax.jit(task.predict), variables)
+      )
     networks = {
       config.method: (task.predict, variables, (data.sample()['image'],))
     }
-    return Collaboration(data, dict.fromkeys(names, predict), {}, networks)
+    return Collaboration(data, predict, {}, networks)
 
   secrets, key_ids = key_store.open_keys(workdir, names, create=False)
   autoencoders = learners.autoencoders(

@@ -1,5 +1,6 @@
 """What train.py and eval.py share: flags, one-line errors, exit codes."""
 
+import importlib.util
 import os
 import pathlib
 import sys
@@ -19,6 +20,27 @@ _CONFIG = config_flags.DEFINE_config_file(
 _WORKDIR = flags.DEFINE_string(
   'workdir', 'runs/abdomen', 'Folder of the run: checkpoints, keys, results.'
 )
+
+
+def get_config(method: str) -> Any:
+  """Returns what the configuration file of --config has for another method.
+
+  Fields that flags override are overridden where that method has them.
+  """
+  path = config_flags.get_config_filename(flags.FLAGS['config'])
+  spec = importlib.util.spec_from_file_location('config', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  config = module.get_config(method)
+  overrides = config_flags.get_override_values(flags.FLAGS['config'])
+  config.update_from_flattened_dict(
+    {
+      name: value
+      for name, value in overrides.items()
+      if name.partition('.')[0] in config
+    }
+  )
+  return config
 
 
 def run(call: Callable[[Any, str], Any]) -> None:

@@ -21,7 +21,8 @@ from ppcmi_jax import (
   wire,
 )
 
-METHODS = ('ppcmi_sf', 'unet')
+BASELINES = ('unet', 'ghostnet', 'fatnet')
+METHODS = ('ppcmi_sf', *BASELINES)
 MAPPINGS = ('mapping', 'fused_mapping')
 TRANSFORMS = {
   'klt': keyed.chain(keyed.orthogonal(), keyed.permutation(), keyed.shift()),
@@ -40,8 +41,9 @@ def check(config: Any) -> None:
     _check_choice(config, 'method', METHODS)
     _check_choice(config, 'schedule', ('constant', 'cosine'))
     positive = ['image_size', 'image_channels', 'eval_every', 'patience']
-    if config.method == 'unet':
-      positive += ['unet_width', 'unet_steps', 'unet_batch_size']
+    if config.method in BASELINES:
+      positive += ['baseline_steps', 'baseline_batch_size']
+      _baseline_model(config, num_classes=2)
     else:
       _check_choice(config, 'protection', TRANSFORMS)
       _check_choice(config, 'mapping', MAPPINGS)
@@ -159,20 +161,31 @@ def autoencoders(config: Any, *, channels: int, num_classes: int) -> Learners:
   )
 
 
-def _mapping_model(config):
+def _model(name, options, field, **ours):
+  """Returns the network of a name; `options` are the configuration's."""
   options = {
     k: tuple(v) if isinstance(v, (list, tuple)) else v
-    for k, v in config.mapping_options.items()
+    for k, v in options.items()
   }
-  try:
-    return models.MODELS[config.mapping](
-      relu=not config.standardise, axis_name='batch', **options
-    )
-  except TypeError:
+  model = models.MODELS[name]
+  known = set(model.__dataclass_fields__)
+  known -= {'parent', 'name', 'axis_name', *ours}
+  unknown = sorted(set(options) - known)
+  if unknown:
     raise ValueError(
-      f'mapping_options: the network {config.mapping!r} does not take '
-      f'{", ".join(options)}'
-    ) from None
+      f'{field}: the network {name!r} does not take {", ".join(unknown)}; it '
+      f'takes {", ".join(sorted(known))}'
+    )
+  return model(axis_name='batch', **options, **ours)
+
+
+def _mapping_model(config):
+  return _model(
+    config.mapping,
+    config.mapping_options,
+    'mapping_options',
+    relu=not config.standardise,
+  )
 
 
 def mapping(
@@ -196,17 +209,22 @@ def mapping(
   return task, _trainer(config, task, 'mapping', config.mapping_steps)
 
 
+def _baseline_model(config, num_classes):
+  return _model(
+    config.method,
+    config.baseline_options,
+    'baseline_options',
+    num_classes=num_classes,
+  )
+
+
 def baseline(
   config: Any, *, num_classes: int
 ) -> tuple[tasks.Task, training.Trainer]:
   """Returns the task and trainer of a privacy-agnostic baseline."""
   task = tasks.segmentation(
-    models.MODELS['unet'](
-      num_classes=num_classes,
-      width=config.unet_width,
-      axis_name='batch',
-    ),
+    _baseline_model(config, num_classes),
     num_classes=num_classes,
     augment=dict(config.augment),
   )
-  return task, _trainer(config, task, 'unet', config.unet_steps)
+  return task, _trainer(config, task, 'baseline', config.baseline_steps)

@@ -13,6 +13,35 @@ import jax
 import numpy as np
 
 
+def cost(function: Callable[..., Any], *args: Any) -> dict[str, float]:
+  """Compiles a function anew and asks XLA what a call of it costs.
+
+  Args:
+    function: to be jitted.
+    *args: arrays, or ShapeDtypeStructs.
+
+  Returns:
+    'flops' (multiplications and additions counted apart), 'bytes' read and
+    written by XLA's operations, and 'compile_s' of wall-clock time.
+  """
+  cached = jax.config.jax_enable_compilation_cache
+  jax.config.update('jax_enable_compilation_cache', False)
+  try:
+    start = time.perf_counter()
+    # A new function, as JAX remembers what it compiled of an old one.
+    fresh = jax.jit(lambda *args: function(*args))
+    compiled = fresh.lower(*args).compile()
+    compile_s = time.perf_counter() - start
+  finally:
+    jax.config.update('jax_enable_compilation_cache', cached)
+  analysis = compiled.cost_analysis() or {}
+  return {
+    'flops': float(analysis.get('flops', np.nan)),
+    'bytes': float(analysis.get('bytes accessed', np.nan)),
+    'compile_s': compile_s,
+  }
+
+
 def profile(
   stages: Sequence[tuple[str, Callable[[Any], Any]]],
   query: Any = None,
@@ -30,8 +59,9 @@ def profile(
     warmup: queries before those, for compilation; not counted.
 
   Returns:
-    For each stage, and for 'total' of a whole query: wall-clock 'p50_ms' and
-    'p90_ms' over the repeats. The p50 of stages need not add up to the total's.
+    For each stage, and for 'total' of a whole query: wall-clock 'p50_ms',
+    'p90_ms' and 'p99_ms' over the repeats. The p50 of stages need not add up
+    to the total's.
 
   Raises:
     ValueError: no stages, names that repeat or are 'total', repeats below 1,
@@ -61,6 +91,7 @@ def profile(
     name: {
       'p50_ms': float(np.percentile(duration, 50)),
       'p90_ms': float(np.percentile(duration, 90)),
+      'p99_ms': float(np.percentile(duration, 99)),
     }
     for name, duration in durations.items()
   }

@@ -14,7 +14,8 @@ CONFIGS = {'abdomen': abdomen, 'phantom': phantom, 'smoke': smoke}
 ALL = sorted(
   path.stem for path in pathlib.Path(abdomen.__file__).parent.glob('*.py')
 )
-METHODS = ('ppcmi_sf', 'published', 'official', 'unet')
+PRIVATE = ('ppcmi_sf', 'published', 'official', 'privacy_sf')
+METHODS = (*PRIVATE, *learners.BASELINES)
 
 
 @pytest.mark.parametrize('method', METHODS)
@@ -34,7 +35,7 @@ def test_names_what_there_is(name, method):
 def test_is_complete_and_consistent(name, method):
   config = CONFIGS[name].get_config(method)
   learners.check(config)
-  if method == 'unet':
+  if method in learners.BASELINES:
     learners.baseline(config, num_classes=3)
     return
   built = learners.autoencoders(config, channels=1, num_classes=3)

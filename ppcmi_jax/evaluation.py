@@ -1,0 +1,223 @@
+"""Evaluates a trained run: name -> function of (config, run) -> JSON-able dict.
+
+`EVALUATIONS` lists what eval.py can compute; `evaluate` runs some of them and
+keeps what earlier calls computed in workdir/eval/results.json.
+"""
+
+import json
+import math
+import pathlib
+import platform
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import jax
+import numpy as np
+
+from ppcmi_jax import (
+  collaboration,
+  cross_client,
+  evaluators,
+  profiling,
+  wire,
+  workdir,
+)
+
+Run = collaboration.Collaboration
+RESULTS = 'results.json'
+
+
+def segmentation(config: Any, run: Run) -> dict[str, Any]:
+  """Scores the masks of every client's test split, the prior, the ceiling.
+
+  Returns:
+    {client: {'scores', 'shape_prior'}}, and for a private method 'ceiling' and
+    'ceiling_train', the mask autoencoder on test and training masks; each as
+    `evaluators.segmentation` returns.
+  """
+  result = {}
+  options = {
+    'class_names': run.data.class_names,
+    'distance_unit': config.distance_unit,
+  }
+  for name, parts in run.data.hospitals.items():
+    train, test = parts['train'], parts['test']
+    result[name] = {
+      'scores': evaluators.segmentation(run.predict[name], test, **options),
+      'shape_prior': evaluators.shape_prior(train.mask, test, **options),
+    }
+    if name in run.hospitals:
+      rebuild = run.hospitals[name].reconstruct_mask
+      for key, examples in (('ceiling', test), ('ceiling_train', train)):
+        result[name][key] = evaluators.mask_reconstruction(
+          rebuild, examples, **options
+        )
+  return result
+
+
+def autoencoders(config: Any, run: Run) -> dict[str, Any]:
+  """Scores images and masks that went through the autoencoders and back.
+
+  Returns:
+    {client: {'image': PSNR, SSIM and n, 'mask_psnr_db': of the squared error
+    of all one-hot masks together, None where nothing is wrong}}.
+  """
+  del config
+  num_classes, result = run.data.num_classes, {}
+  for name, hospital in run.hospitals.items():
+    test = run.data.hospitals[name]['test']
+    rebuilt = np.asarray(hospital.reconstruct_mask(test.mask))
+    # Of one-hot masks, a wrong pixel is wrong in two of the K channels.
+    error = np.mean(rebuilt != test.mask) * 2 / num_classes
+    result[name] = {
+      'image': evaluators.reconstruction(hospital.reconstruct_image, test),
+      'mask_psnr_db': -10 * math.log10(error) if error else math.inf,
+    }
+  return result
+
+
+def query(config: Any, run: Run) -> dict[str, Any]:
+  """Times a query of batch 1, stage by stage, and weighs its messages.
+
+  Returns:
+    {client: {'latency', 'query_bytes', 'reply_bytes', 'image_bytes'}}, and
+    'query_bytes_of', {wire dtype: bytes}; a baseline has no messages.
+  """
+  result = {}
+  for name, parts in run.data.hospitals.items():
+    image = parts['test'].image[:1]
+    result[name] = {'image_bytes': int(image.nbytes)}
+    if name not in run.hospitals:
+      stages = [('predict', run.predict[name])]
+      result[name]['latency'] = profiling.profile(stages, np.array(image))
+      continue
+    client, state = run.hospitals[name].client, run.hospitals[name].state
+    message, _ = client.protect(state, image)
+    reply = run.server.respond(run.server_state, message)
+
+    def protect(image, client=client, state=state):
+      return client.protect(state, image)
+
+    def respond(sent):
+      message, ticket = sent
+      return run.server.respond(run.server_state, message), ticket
+
+    def reveal(reply, client=client, state=state):
+      return client.reveal(state, *reply)
+
+    decoded = wire.decode(message)
+    result[name] |= {
+      'latency': profiling.profile(
+        [('protect', protect), ('respond', respond), ('reveal', reveal)],
+        np.array(image),
+      ),
+      'query_bytes': len(message),
+      'reply_bytes': len(reply),
+      'query_bytes_of': {
+        dtype: len(wire.encode(decoded, dtype=dtype)) for dtype in wire.DTYPES
+      },
+    }
+  return result
+
+
+def networks(config: Any, run: Run) -> dict[str, Any]:
+  """Counts parameters and what XLA says a call of batch 1 costs.
+
+  Returns:
+    {network: {'parameters', 'flops', 'bytes', 'compile_s'}}.
+  """
+  del config
+  result = {}
+  for name, (function, variables, inputs) in run.networks.items():
+    leaves = jax.tree.leaves(variables['params'])
+    result[name] = {
+      'parameters': sum(leaf.size for leaf in leaves),
+      **profiling.cost(function, variables, *inputs),
+    }
+  return result
+
+
+def cross(config: Any, run: Run) -> dict[str, Any]:
+  """Opens each client's messages with every client's decoder.
+
+  Returns:
+    What `cross_client.cross_client` does, as a dict.
+  """
+  return cross_client.cross_client(config, run)._asdict()
+
+
+EVALUATIONS: Mapping[str, Callable[[Any, Run], dict[str, Any]]] = {
+  'segmentation': segmentation,
+  'autoencoders': autoencoders,
+  'query': query,
+  'networks': networks,
+  'cross_client': cross,
+}
+PRIVATE_ONLY = ('autoencoders', 'cross_client')
+
+
+def evaluate(
+  config: Any,
+  path: str | pathlib.Path,
+  run: Run,
+  names: Sequence[str] | None = None,
+) -> dict[str, Any]:
+  """Runs evaluations and merges them into those that the workdir holds.
+
+  Args:
+    config: the configuration that the run was trained with.
+    path: of the workdir.
+    run: what `collaboration.restore` returned of it.
+    names: keys of `EVALUATIONS`; those that the method has, if None.
+
+  Returns:
+    {evaluation: its result} and 'method', 'environment' ({evaluation: what it
+    ran on}), as eval/results.json holds it; what is undefined is None.
+
+  Raises:
+    ValueError: an unknown evaluation, or one that the method has not.
+  """
+  private = bool(run.hospitals)
+  known = [n for n in EVALUATIONS if private or n not in PRIVATE_ONLY]
+  names = known if names is None else list(names)
+  for name in names:
+    if name not in known:
+      raise ValueError(
+        f'eval_names: expected some of {", ".join(known)}, found {name!r}'
+      )
+  folder = workdir.Workdir(path, config.to_dict(), create=False)
+  file = folder.path / 'eval' / RESULTS
+  results = {'method': config.method, 'environment': {}}
+  if file.exists():
+    results |= workdir.read_object(file, 'delete it and run eval.py again')
+  for name in names:
+    results[name] = _jsonable(EVALUATIONS[name](config, run))
+    results['environment'][name] = environment()
+    folder.write_text(
+      file, json.dumps(results, indent=1, allow_nan=False) + '\n'
+    )
+  return results
+
+
+def environment() -> dict[str, Any]:
+  """Returns what the figures depend on: device, versions."""
+  return {
+    'device': jax.devices()[0].device_kind,
+    'num_devices': jax.device_count(),
+    'jax': jax.__version__,
+    'python': platform.python_version(),
+    'machine': platform.machine(),
+  }
+
+
+def _jsonable(value: Any) -> Any:
+  """Returns plain JSON values; NaN becomes None."""
+  if isinstance(value, Mapping):
+    return {str(k): _jsonable(v) for k, v in value.items()}
+  if isinstance(value, (list, tuple)):
+    return [_jsonable(v) for v in value]
+  if isinstance(value, (np.integer, np.floating)):
+    value = value.item()
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value

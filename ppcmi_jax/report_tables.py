@@ -1,0 +1,250 @@
+"""The tables of a run, from what `evaluation.evaluate` returns."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from ppcmi_jax import cross_client, evaluation, hospitals, tables
+
+METRICS = (
+  ('dice', 'Dice'),
+  ('iou', 'IoU'),
+  ('sensitivity', 'sens.'),
+  ('specificity', 'spec.'),
+  ('hd95_mm', 'HD95 {unit}'),
+  ('asd_mm', 'ASD {unit}'),
+  ('nsd', 'NSD'),
+)
+COUNTS = ('n', 'n_missed', 'n_spurious', 'n_empty')
+Results = Mapping[str, Any]
+
+
+def build(
+  config: Any, run: evaluation.Run, results: Results
+) -> list[tables.Table]:
+  """Returns the tables of whatever was evaluated, most wanted first."""
+  builders = {
+    'segmentation': (_segmentation, _intervals),
+    'autoencoders': (_autoencoders,),
+    'cross_client': (_cross_client,),
+    'query': (_query,),
+    'networks': (_networks,),
+  }
+  return [
+    builder(config, run, results[name])
+    for name, some in builders.items()
+    if name in results
+    for builder in some
+  ]
+
+
+def scope(run: evaluation.Run) -> str:
+  """Says in a sentence what a score of the test split is worth."""
+  if run.data.within_subject:
+    return (
+      'Within subject: subjects of the test split are in the training split '
+      'too, so this is no measure of new patients.'
+    )
+  return 'Subjects of the test split are in no other split.'
+
+
+def _structures(run, scores):
+  """Returns (label, scores): classes that are somewhere, foreground, mean."""
+  names = list(run.data.class_names[1:])
+  shown = [n for n in names if scores[n]['n'] or len(names) == 1]
+  if len(names) > 1:
+    shown += ['foreground', 'mean']
+  labels = {'foreground': 'all as one', 'mean': 'mean of structures'}
+  return [(labels.get(name, name), name) for name in shown]
+
+
+def _segmentation(config, run, result):
+  private = bool(run.hospitals)
+  rows = []
+  for client, parts in result.items():
+    for label, name in _structures(run, parts['scores']):
+      scores = parts['scores'][name]
+      low, high = (_number(x) for x in scores['ci95']['dice'])
+      rows.append(
+        [
+          client,
+          label,
+          tables.Interval(_number(scores['dice']), low, high),
+          *(_number(scores[metric]) for metric, _ in METRICS[1:]),
+          *(scores[count] for count in COUNTS),
+          *(
+            _number(parts[key][name]['dice'])
+            for key in ('shape_prior', 'ceiling', 'ceiling_train')
+            if key in parts
+          ),
+        ]
+      )
+  unit = 'px' if config.distance_unit == 'pixels' else config.distance_unit
+  settings = next(iter(result.values()))['scores']['settings']
+  headers = ['client', 'structure']
+  headers += [header.format(unit=unit) for _, header in METRICS]
+  headers += ['n', 'missed', 'spurious', 'empty', 'prior']
+  headers += ['ceiling', 'c. train'] if private else []
+  size = config.image_size
+  notes = (
+    'Means over test cases; Dice with a 95 % bootstrap interval over subjects '
+    'where there are two or more. n: cases\nwhere truth or prediction holds '
+    'the structure. Dice, IoU, HD95, ASD and NSD are means over those: a '
+    'missed\nstructure, and a spurious one, counts as Dice and NSD 0 and as '
+    'the image diagonal. NSD at '
+    f'{settings["nsd_tolerance"]:g} {unit}. sens.: over\ncases that hold the '
+    'structure; spec.: over all cases. all as one: all structures merged. '
+    'prior: Dice of the\nbest constant mask.'
+  )
+  if private:
+    notes += (
+      ' ceiling: Dice of the mask autoencoder on the true test masks; '
+      'c. train: on its training masks.'
+    )
+    for client, parts in result.items():
+      weak = hospitals.weak_classes(run.data, client, parts['ceiling_train'])
+      for item in weak.items():
+        line = hospitals.describe_weak_class(client, *item)
+        notes += f'\nWARNING {line}'
+  return tables.Table(
+    'segmentation',
+    f'Segmentation of the test split, method {config.method}, at {size}x{size} '
+    f'pixels. {scope(run)}',
+    headers,
+    rows,
+    notes,
+  )
+
+
+def _intervals(config, run, result):
+  rows = []
+  for client, parts in result.items():
+    for label, name in _structures(run, parts['scores']):
+      scores = parts['scores'][name]
+      for metric, header in METRICS:
+        low, high = scores['ci95'][metric]
+        rows.append(
+          [
+            client,
+            label,
+            header.format(unit=config.distance_unit),
+            _number(scores[metric]),
+            _number(scores['std'][metric]),
+            _number(low),
+            _number(high),
+            scores['n'],
+            scores['n_subjects'],
+          ]
+        )
+  return tables.Table(
+    'segmentation_spread',
+    'Spread of every score of the test split.',
+    ['client', 'structure', 'score', 'mean', 'std', '95 % from', 'to', 'n',
+     'subjects'],
+    rows,
+    'std: over cases. 95 %: percentile bootstrap over subjects; undefined with '
+    'one subject. It says nothing of another training run.',
+  )  # fmt: skip
+
+
+def _autoencoders(config, run, result):
+  del config
+  rows = [
+    [
+      client,
+      _number(scores['image']['psnr_db']),
+      _number(scores['image']['ssim']),
+      _number(scores['mask_psnr_db']),
+      scores['image']['n'],
+    ]
+    for client, scores in result.items()
+  ]
+  return tables.Table(
+    'autoencoders',
+    f'Autoencoders on the test split. {scope(run)}',
+    ['client', 'image PSNR dB', 'image SSIM', 'mask PSNR dB', 'n'],
+    rows,
+    'The Dice of masks is the ceiling of the segmentation table.',
+  )
+
+
+def _cross_client(config, run, result):
+  del run
+  rows = []
+  scores = (('dice', 'Dice of masks'), ('ssim', 'SSIM of images'))
+  for key, opened in zip(cross_client.KEYS, ("opener's", "sender's")):
+    for score, label in scores:
+      matrix = result[score][key]
+      for sender, row in matrix.items():
+        rows.append([label, opened, sender, *map(_number, row.values())])
+  clients = next(iter(result['dice'].values()))
+  return tables.Table(
+    'cross_client',
+    "Every client's messages opened by every client's decoder, protection "
+    f'{config.protection!r}.',
+    ['score', 'secret', 'sender', *(f'opened by {c}' for c in clients)],
+    rows,
+    "secret: the opener's is what an interceptor has; the sender's shows what "
+    'decoders alone withhold once a key has leaked.',
+  )
+
+
+def _query(config, run, result):
+  rows = []
+  stages = ('protect', 'respond', 'reveal') if run.hospitals else ()
+  for client, parts in result.items():
+    latency = parts['latency']
+    total = [latency['total'][f'p{p}_ms'] for p in (50, 90, 99)]
+    sizes = [parts.get(k) for k in ('query_bytes', 'reply_bytes')]
+    sizes = [*filter(None, sizes), parts['image_bytes']]
+    rows.append(
+      [
+        client,
+        *(f'{latency[stage]["p50_ms"]:.1f}' for stage in stages),
+        *(f'{value:.1f}' for value in total),
+        *(f'{size / 1024:.1f}' for size in sizes),
+      ]
+    )
+  sent = ['query KiB', 'reply KiB'] if run.hospitals else []
+  how = (
+    f', protection {config.protection!r}, wire {config.wire_dtype}'
+    if run.hospitals
+    else ', nothing is protected'
+  )
+  notes = ''
+  if run.hospitals:
+    of = next(iter(result.values()))['query_bytes_of']
+    listed = ', '.join(f'{d} {n / 1024:.1f}' for d, n in of.items())
+    notes = f'KiB of a query by wire dtype: {listed}.'
+  return tables.Table(
+    'query',
+    f'One query, batch 1{how}; medians in milliseconds.',
+    ['client', *(f'{stage} ms' for stage in stages), 'total ms', 'p90 ms',
+     'p99 ms', *sent, 'raw image KiB'],
+    rows,
+    notes,
+  )  # fmt: skip
+
+
+def _networks(config, run, result):
+  del run
+  rows = [
+    [
+      name,
+      f'{cost["parameters"]:,}',
+      '-' if cost['flops'] is None else f'{cost["flops"] / 1e9:.2f}',
+      f'{cost["compile_s"]:.1f}',
+    ]
+    for name, cost in result.items()
+  ]
+  return tables.Table(
+    'networks',
+    f'What computes, batch 1 at {config.image_size}x{config.image_size}.',
+    ['network', 'parameters', 'GFLOP', 'compile s'],
+    rows,
+    "FLOPs by XLA's cost analysis; a multiplication and an addition are two.",
+  )
+
+
+def _number(value: float | None) -> float:
+  return math.nan if value is None else value

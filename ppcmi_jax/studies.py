@@ -1,0 +1,367 @@
+r"""Studies: several runs that differ in one thing, and one table of them.
+
+    python eval.py --config=configs/study.py --study=comparison \
+      --workdir=runs/study
+
+Each variant is a run of its own under the workdir, trained and evaluated where
+that was not done before: a study that was stopped goes on where it was.
+Autoencoders that do not differ between variants are trained once and copied.
+
+    comparison   this method, its stand-ins, and privacy-agnostic networks
+    ablation     the method less one of its parts
+    clients      one mapping network of the first 1, 2, ... clients against one
+                 for each client alone
+"""
+
+import json
+import math
+import pathlib
+import shutil
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ppcmi_jax import (
+  collaboration,
+  evaluation,
+  intervals,
+  learners,
+  tables,
+  workdir,
+)
+
+GetConfig = Callable[..., Any]
+# What a variant may change without changing its autoencoders.
+MAPPING_FIELDS = (
+  'clients',
+  'copies',
+  'mapping',
+  'mapping_batch_size',
+  'mapping_learning_rate',
+  'mapping_options',
+  'mapping_steps',
+  'protection',
+  'standardise',
+  'wire_dtype',
+)
+# What a hospital lets out, by kind of method.
+LEAVES = {
+  'ppcmi_sf': 'latents, protected by {protection!r}',
+  'baseline': 'images and masks',
+  'local': 'nothing',
+}
+
+
+class Variant(NamedTuple):
+  """One run of a study: its name, and its whole configuration."""
+
+  name: str
+  config: Any
+
+
+def comparison(get_config: GetConfig, base: Any) -> list[Variant]:
+  """Returns this method, its stand-ins and the privacy-agnostic networks."""
+  del base
+  variants = [
+    Variant(method, get_config(method))
+    for method in ('ppcmi_sf', 'published', 'privacy_sf', *learners.BASELINES)
+  ]
+  local = get_config('unet')
+  local.pooled = False
+  return [*variants, Variant('unet, each alone', local)]
+
+
+def ablation(get_config: GetConfig, base: Any) -> list[Variant]:
+  """Returns the method, and the method less one of its parts."""
+  del get_config
+  changes = {
+    'all parts': {},
+    'no transform': {'protection': 'none'},
+    'no skips': {'skips': False},
+    'published mapping network': {
+      'mapping': 'mapping',
+      'mapping_options': {'width': 0.25},
+    },
+    'no pyramid pooling in that': {
+      'mapping': 'mapping',
+      'mapping_options': {'width': 0.25, 'pooling': 'none'},
+    },
+    'bilinear decoders': {'upsampling': 'bilinear'},
+    'no noise on mask latents': {'latent_noise': 0.0},
+    'no mixing of mask latents': {'latent_mixing': 0.0},
+    'latents not standardised': {'standardise': False},
+    'no augmented contributions': {'copies': 0},
+    'float32 wire': {'wire_dtype': 'float32'},
+  }
+  return [
+    Variant(name, _changed(base, **fields)) for name, fields in changes.items()
+  ]
+
+
+def clients(get_config: GetConfig, base: Any) -> list[Variant]:
+  """Returns mapping networks of the first k clients, and of each alone."""
+  del get_config
+  names = list(base.clients)
+  if len(names) < 2:
+    raise ValueError(
+      'clients: the study needs the names of two clients or more, found '
+      f"{names}; give them as --config.clients=\"('1', '2', '3')\""
+    )
+  together = [
+    Variant(f'first {k} together', _changed(base, clients=tuple(names[:k])))
+    for k in range(2, len(names) + 1)
+  ]
+  alone = [
+    Variant(f'{name} alone', _changed(base, clients=(name,))) for name in names
+  ]
+  return [*reversed(together), *alone]
+
+
+STUDIES: Mapping[str, Callable[[GetConfig, Any], list[Variant]]] = {
+  'comparison': comparison,
+  'ablation': ablation,
+  'clients': clients,
+}
+
+
+def _changed(base, **fields):
+  config = base.copy_and_resolve_references()
+  with config.unlocked():
+    for field, value in fields.items():
+      config[field] = value
+  return config
+
+
+def run(
+  name: str, get_config: GetConfig, base: Any, path: str | pathlib.Path
+) -> list[tables.Table]:
+  """Trains and evaluates what is missing of a study; prints its table.
+
+  Args:
+    name: a key of `STUDIES`.
+    get_config: (method) -> configuration, with the user's overrides.
+    base: the configuration of the method that the user named.
+    path: of the study's workdir; each variant has a folder in it.
+
+  Returns:
+    The tables, as workdir/<name>.csv, .tex and .txt hold them.
+
+  Raises:
+    ValueError: an unknown study, or what training a variant raises; what was
+      computed stays.
+  """
+  if name not in STUDIES:
+    raise ValueError(
+      f'study: expected one of {", ".join(STUDIES)}, found {name!r}'
+    )
+  root = pathlib.Path(path).absolute()
+  variants = STUDIES[name](get_config, base)
+  for variant in variants:
+    learners.check(variant.config)
+  _print_plan(name, variants, root)
+  done: dict[str, Any] = {}
+  spent: list[float] = []
+  for i, variant in enumerate(variants):
+    start = time.monotonic()
+    done[variant.name] = _evaluated(variant, variants[:i], root)
+    spent.append(time.monotonic() - start)
+    left = len(variants) - i - 1
+    print(
+      f'{variant.name}: done after {spent[-1] / 60:.1f} min; {left} left, '
+      f'about {left * np.mean(spent) / 60:.0f} min',
+      flush=True,
+    )
+  built = [_table(name, variants, done)]
+  folder = workdir.Workdir(
+    _folder(root, variants[0]), variants[0].config.to_dict(), create=False
+  )
+  for table in built:
+    print('\n' + tables.text(table))
+    for suffix, render in (
+      ('txt', tables.text),
+      ('csv', tables.csv),
+      ('tex', tables.latex),
+    ):
+      folder.write_text(root / f'{table.name}.{suffix}', render(table) + '\n')
+  return built
+
+
+def _folder(root, variant) -> pathlib.Path:
+  return root / variant.name.replace(' ', '-').replace(',', '')
+
+
+def _steps(config) -> int:
+  if config.method in learners.BASELINES:
+    return config.baseline_steps
+  return config.image_steps + config.mask_steps + config.mapping_steps
+
+
+def _print_plan(name, variants, root):
+  rows = [
+    [
+      variant.name,
+      _steps(variant.config),
+      'done' if _is_done(root, variant) else 'to run',
+    ]
+    for variant in variants
+  ]
+  print(
+    tables.text(
+      tables.Table(
+        name,
+        f'Study {name!r}: {len(variants)} runs under {root}',
+        ['variant', 'steps of a client and the server', 'state'],
+        rows,
+        'A run says what is left when it is done; stop and start as you like.',
+      )
+    ),
+    flush=True,
+  )
+
+
+def _is_done(root, variant) -> bool:
+  return (_folder(root, variant) / 'eval' / evaluation.RESULTS).exists()
+
+
+def _evaluated(variant, earlier: Sequence[Variant], root) -> dict[str, Any]:
+  """Trains and evaluates a variant, as far as that is to be done."""
+  config, path = variant.config, _folder(root, variant)
+  if not _is_done(root, variant):
+    _reuse_autoencoders(variant, earlier, root)
+    start = time.monotonic()
+    collaboration.train(config, path)
+    minutes = (time.monotonic() - start) / 60
+    trained = collaboration.restore(config, path)
+    names = ('segmentation', 'query', 'networks')
+    results = evaluation.evaluate(config, path, trained, names)
+    results['minutes'] = minutes
+    folder = workdir.Workdir(path, config.to_dict(), create=False)
+    file = folder.path / 'eval' / evaluation.RESULTS
+    folder.write_text(file, json.dumps(results, indent=1) + '\n')
+  # Opening it compares its configuration with the variant's.
+  folder = workdir.Workdir(path, config.to_dict(), create=False)
+  return workdir.read_object(
+    folder.path / 'eval' / evaluation.RESULTS, 'delete it to run it again'
+  )
+
+
+def _reuse_autoencoders(variant, earlier, root) -> None:
+  """Copies what an earlier variant trained with the same configuration."""
+  if variant.config.method in learners.BASELINES:
+    return
+
+  def essence(config):
+    fields = config.to_dict()
+    return {k: v for k, v in fields.items() if k not in MAPPING_FIELDS}
+
+  target = _folder(root, variant) / 'checkpoints'
+  for other in earlier:
+    if essence(other.config) != essence(variant.config):
+      continue
+    for modality in ('image', 'mask'):
+      for source in (_folder(root, other) / 'checkpoints').glob(
+        f'{modality}_*'
+      ):
+        name = source.name.partition('_')[2]
+        wanted = not variant.config.clients or name in variant.config.clients
+        if wanted and not (target / source.name).exists():
+          partial = target.with_name(f'{source.name}.partial')
+          shutil.rmtree(partial, ignore_errors=True)
+          shutil.copytree(source, partial)
+          target.mkdir(parents=True, exist_ok=True)
+          partial.rename(target / source.name)
+
+
+def _table(name, variants, done) -> tables.Table:
+  names = sorted({name for r in done.values() for name in r['segmentation']})
+  rows = [_row(variant, done[variant.name], names) for variant in variants]
+  config = variants[0].config
+  return tables.Table(
+    name,
+    f'Study {name!r} on {config.dataset}, {config.image_size}x'
+    f'{config.image_size}, test split.',
+    ['variant', 'Dice', *(f'of {name}' for name in names), 'HD95', 'ASD',
+     'worst structure', 'parameters', 'GFLOP', 'ms', 'KiB sent', 'minutes',
+     'leaves the hospital'],
+    rows,
+    'Dice, HD95, ASD: mean over the structures, then over the clients, with a '
+    '95 % bootstrap interval over subjects\nwhere there are two or more of '
+    'each client; they say nothing of another training run. worst structure: '
+    'lowest Dice\nof a client and structure. parameters, GFLOP: of a query. '
+    'ms: median of a query of batch 1. KiB sent: of a query,\none way. '
+    'minutes: of training, less what was copied from an earlier variant.',
+  )  # fmt: skip
+
+
+def _row(variant, results, names) -> list[Any]:
+  config, segmentation = variant.config, results['segmentation']
+  means = {
+    metric: _mean(segmentation, metric)
+    for metric in ('dice', 'hd95_mm', 'asd_mm')
+  }
+  worst = min(
+    (scores['dice'], f'{label}, {client}')
+    for client, parts in segmentation.items()
+    for label, scores in parts['scores'].items()
+    if label not in ('foreground', 'mean')
+    and isinstance(scores, dict)
+    and scores.get('dice') is not None
+  )
+  query = next(iter(results['query'].values()))
+  costs = list(results['networks'].values())
+  is_baseline = config.method in learners.BASELINES
+  kind = 'baseline' if is_baseline else 'ppcmi_sf'
+  if is_baseline and not config.pooled:
+    kind = 'local'
+  sent = query.get(
+    'query_bytes', 0 if kind == 'local' else query['image_bytes']
+  )
+  return [
+    variant.name,
+    means['dice'],
+    *(
+      segmentation[name]['scores']['mean']['dice']
+      if name in segmentation
+      else math.nan
+      for name in names
+    ),
+    means['hd95_mm'],
+    means['asd_mm'],
+    f'{worst[0]:.3f} ({worst[1]})',
+    f'{sum(cost["parameters"] for cost in costs):,}',
+    f'{sum(cost["flops"] or 0 for cost in costs) / 1e9:.2f}',
+    f'{query["latency"]["total"]["p50_ms"]:.1f}',
+    f'{sent / 1024:.1f}',
+    f'{results["minutes"]:.1f}',
+    LEAVES[kind].format(protection=config.get('protection')),
+  ]
+
+
+def _mean(segmentation: Mapping[str, Any], metric: str) -> tables.Interval:
+  """Averages a score over structures, then clients, with its interval."""
+  values, draws = [], []
+  for k, parts in enumerate(segmentation.values()):
+    scores = parts['scores']
+    values.append(scores['mean'][metric])
+    rows = scores['per_case']
+    names = sorted({row['class'] for row in rows})
+    cases = sorted({row['index'] for row in rows})
+    table = np.full((len(cases), len(names)), np.nan)
+    subject = {row['index']: row['subject'] for row in rows}
+    for row in rows:
+      if row[metric] is not None:
+        where = cases.index(row['index']), names.index(row['class'])
+        table[where] = row[metric]
+    table = table[
+      :, [scores[n]['n'] - scores[n]['n_spurious'] > 0 for n in names]
+    ]
+    means = intervals.bootstrap_means(
+      table, subject=np.array([subject[i] for i in cases]), seed=k
+    )
+    draws.append(np.mean(means, axis=-1))
+  low, high = intervals.percentile_interval(
+    np.mean(draws, axis=0)[:, None], level=0.95
+  )[0]
+  return tables.Interval(float(np.mean(values)), float(low), float(high))

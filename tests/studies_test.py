@@ -1,0 +1,110 @@
+"""Studies run what is missing, once, and say it in one table."""
+
+import math
+
+import pytest
+
+from configs import smoke
+from ppcmi_jax import collaboration, studies, tables
+
+
+@pytest.fixture
+def config(tmp_path_factory):
+  config = smoke.get_config()
+  config.data_dir = str(tmp_path_factory.getbasetemp() / 'study_data')
+  return config
+
+
+def get_config(method):
+  config = smoke.get_config(method)
+  config.data_dir = 'here'
+  return config
+
+
+def test_every_study_can_be_planned(config):
+  config.clients = ('1', '2', '3')
+  for name, plan in studies.STUDIES.items():
+    variants = plan(get_config, config)
+    names = [variant.name for variant in variants]
+    assert len(set(names)) == len(names) > 2, name
+    configs = [v.config.to_json_best_effort() for v in variants]
+    assert len(set(configs)) == len(configs), name
+
+
+def test_the_client_study_needs_names(config):
+  with pytest.raises(ValueError, match='needs the names of two clients'):
+    studies.clients(get_config, config)
+
+
+def test_an_unknown_study_is_refused(config, tmp_path):
+  with pytest.raises(ValueError, match='study: expected one of comparison'):
+    studies.run('all', get_config, config, tmp_path)
+
+
+def test_a_stopped_study_goes_on(tmp_path, monkeypatch, capsys):
+  config = smoke.get_config('unet')
+  config.data_dir = str(tmp_path / 'data')
+  config.baseline_steps = 4
+
+  def plan(get_config, base):
+    local = studies._changed(base, pooled=False, clients=('1', '2'))
+    return [studies.Variant('all, pooled', base), studies.Variant('two', local)]
+
+  monkeypatch.setitem(studies.STUDIES, 'pooling', plan)
+  train, trained = collaboration.train, []
+
+  def stopped(config, path):
+    if trained:
+      raise KeyboardInterrupt
+    trained.append(path.name)
+    train(config, path)
+
+  run = lambda: studies.run('pooling', get_config, config, tmp_path / 'study')
+  monkeypatch.setattr(collaboration, 'train', stopped)
+  with pytest.raises(KeyboardInterrupt):
+    run()
+  assert 'all, pooled: done' in capsys.readouterr().out
+  monkeypatch.setattr(collaboration, 'train', train)
+  (table,) = run()
+  out = capsys.readouterr().out
+  assert out.count('   done') == 1 and out.count('to run') == 1
+  assert [row[0] for row in table.rows] == ['all, pooled', 'two']
+  first, second = (dict(zip(table.headers, row)) for row in table.rows)
+  assert first['leaves the hospital'] == 'images and masks'
+  assert second['leaves the hospital'] == 'nothing'
+  assert float(second['KiB sent']) == 0 < float(first['KiB sent'])
+  assert first['Dice'].value == pytest.approx(
+    sum(first[f'of {k}'] for k in '123') / 3
+  )
+  assert math.isnan(second['of 3']) and not math.isnan(second['of 2'])
+  for suffix in ('csv', 'tex', 'txt'):
+    assert (tmp_path / 'study' / f'pooling.{suffix}').stat().st_size > 100
+  # Again: nothing is trained, and the table is the same.
+  monkeypatch.setattr(collaboration, 'train', None)
+  (again,) = run()
+  assert tables.text(again) == tables.text(table)
+  # A variant that changed is not mistaken for what is there.
+  config.seed = 1
+  with pytest.raises(ValueError, match='seed was 0, now 1'):
+    run()
+
+
+def test_autoencoders_are_copied_where_they_cannot_differ(config, tmp_path):
+  base = studies.Variant('all', config)
+  for task in ('image_1', 'mask_1', 'image_2', 'mask_2', 'mapping'):
+    folder = tmp_path / 'all' / 'checkpoints' / task
+    folder.mkdir(parents=True)
+    (folder / 'weights').write_text(task)
+
+  def copied(name, **fields):
+    variant = studies.Variant(name, studies._changed(config, **fields))
+    studies._reuse_autoencoders(variant, [base], tmp_path)
+    found = (tmp_path / name / 'checkpoints').glob('*/weights')
+    return sorted(path.parent.name for path in found)
+
+  assert copied('wire', wire_dtype='float32') == [
+    'image_1', 'image_2', 'mask_1', 'mask_2',
+  ]  # fmt: skip
+  assert copied('one', clients=('2',), copies=3) == ['image_2', 'mask_2']
+  assert copied('skips', skips=False) == []
+  assert copied('noise', latent_noise=0.5) == []
