@@ -79,7 +79,7 @@ def create(path: str | os.PathLike[str]) -> bytes:
   secret = os.urandom(SECRET_BYTES)
   line = f'{FORMAT} {secret.hex()} {key_id(secret)}\n'.encode()
   try:
-    _write_new(os.fspath(path), line)
+    write_new(os.fspath(path), line)
   except FileExistsError:
     todo = 'it is never overwritten: load it, or choose another path'
     raise _error(where, 'no file', 'one', todo) from None
@@ -110,7 +110,7 @@ def load(path: str | os.PathLike[str], *, key_id: str | None = None) -> bytes:
     todo = 'take it from keyring.key_id'
     raise _error('key_id', '16 lower-case hex digits', 'another form', todo)
   try:
-    line, mode = _read(os.fspath(path))
+    line, mode = read_private(os.fspath(path), _LINE_BYTES + 1)
   except FileNotFoundError:
     todo = 'copy it here, or make one with keyring.create'
     raise _error(where, 'a key file', 'nothing', todo) from None
@@ -258,8 +258,11 @@ def _hkdf(secret, info, length, salt):
   return hkdf.HKDF(hashes.SHA256(), length, salt, info).derive(secret)
 
 
-def _write_new(path, line):
-  """Writes a whole file of mode 0600, or raises and leaves none."""
+def write_new(path: str, line: bytes) -> None:
+  """Writes a whole file of mode 0600, or raises OSError and leaves none.
+
+  It never replaces a file (FileExistsError); missing folders get mode 0700.
+  """
   folder = os.path.dirname(os.path.abspath(path))
   _make_folders(folder)
   # A name of its own length: one longer than `path` might not be allowed.
@@ -274,7 +277,7 @@ def _write_new(path, line):
     os.link(temporary, path)  # unlike rename, refuses to replace
   finally:
     os.unlink(temporary)
-  _sync_folder(folder)
+  sync_folder(folder)
 
 
 def _make_folders(folder):
@@ -287,10 +290,11 @@ def _make_folders(folder):
   except FileExistsError:
     if not os.path.isdir(folder):
       raise NotADirectoryError('a file where a folder should be') from None
-  _sync_folder(os.path.dirname(folder))
+  sync_folder(os.path.dirname(folder))
 
 
-def _sync_folder(folder):
+def sync_folder(folder: str) -> None:
+  """Makes the names in a folder survive a crash, where that can be done."""
   # Some file systems can't sync folders; the key file itself is synced.
   with contextlib.suppress(OSError):
     file = os.open(folder, os.O_RDONLY)
@@ -300,7 +304,7 @@ def _sync_folder(folder):
       os.close(file)
 
 
-def _read(path):
+def read_private(path: str, num_bytes: int) -> tuple[bytes, int]:
   """Returns the first bytes of a regular file and its permission bits."""
   # Without O_NONBLOCK opening a pipe would wait for a writer.
   file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
@@ -308,7 +312,7 @@ def _read(path):
     mode = os.fstat(file).st_mode
     if not stat.S_ISREG(mode):
       raise ValueError('something that is no regular file')
-    return os.read(file, _LINE_BYTES + 1), stat.S_IMODE(mode)
+    return os.read(file, num_bytes), stat.S_IMODE(mode)
   finally:
     os.close(file)
 

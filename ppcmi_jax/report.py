@@ -7,16 +7,17 @@ workdir/report/*.png        the pictures alone
 workdir/report/tables/      each table as CSV and LaTeX
 """
 
+import json
 import pathlib
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
-
 from ppcmi_jax import (
   collaboration,
   evaluation,
-  figures,
+  hospitals,
+  page,
+  report_figures,
   report_tables,
   tables,
   workdir,
@@ -24,6 +25,13 @@ from ppcmi_jax import (
 
 # Printed are those that fit a screen; the page has all.
 UNPRINTED = ('segmentation_spread',)
+# Which table stands in which section of the page.
+SECTIONS = {
+  'Segmentation': ('segmentation', 'segmentation_spread'),
+  'Autoencoders': ('autoencoders',),
+  'What crosses, and who can open it': ('cross_client',),
+  'Cost of a query': ('query', 'networks'),
+}
 
 
 def evaluate(
@@ -56,39 +64,88 @@ def evaluate(
     for suffix, render in (('csv', tables.csv), ('tex', tables.latex)):
       file = report / 'tables' / f'{table.name}.{suffix}'
       folder.write_text(file, render(table))
-  draw(run, results, report)
+  figures = report_figures.draw(config, run, results, folder.path)
+  folder.write_text(
+    report / 'index.html', _page(config, run, results, built, figures)
+  )
   print(f'written: {folder.path / "eval" / evaluation.RESULTS}, {report}')
   return results
 
 
-def draw(
-  run: collaboration.Collaboration,
-  results: dict[str, Any],
-  folder: pathlib.Path,
-) -> None:
-  """Draws the pictures of a run into a folder."""
-  if 'segmentation' in results:
-    for name in run.data.hospitals:
-      _draw_client(run, name, results['segmentation'][name]['scores'], folder)
-
-
-def _draw_client(run, name, scores, folder, count: int = 3) -> None:
-  """Draws the best, the median and the worst test case of a client."""
-  test = run.data.hospitals[name]['test']
-  chosen = figures.select_cases(scores['per_case'], count=count)
-  if not chosen:
-    return
-  rows = np.array([entry['index'] for entry in chosen])
-  figures.draw_segmentations(
-    folder / f'{name}.png',
-    title=f'Client {name}: best, median and worst of {len(test.case)} '
-    'test cases by mean Dice',
-    image=test.image[rows],
-    truth=test.mask[rows],
-    prediction=np.asarray(run.predict[name](test.image[rows])),
-    class_names=run.data.class_names,
-    spacing_mm=test.spacing_mm[rows],
-    case=[entry['case'] for entry in chosen],
-    scores=[entry['dice'] for entry in chosen],
-    note=report_tables.scope(run),
+def _page(config, run, results, built, figures) -> str:
+  """Returns the whole report as HTML."""
+  by_name = {table.name: table for table in built}
+  sections = [page.Section('What this is', _summary(config, run, results))]
+  for heading, names in SECTIONS.items():
+    parts: list[Any] = []
+    for name in names:
+      if name not in by_name:
+        continue
+      table = by_name[name]
+      if name in UNPRINTED:
+        parts.append(page.details('Spread of every score', table))
+      else:
+        parts.append(table)
+    parts += [
+      page.figure(figure.path, figure.caption, figure.alt)
+      for figure in figures
+      if figure.section == heading
+    ]
+    if parts:
+      sections.append(page.Section(heading, parts))
+  trained = [f for f in figures if f.section == 'Training']
+  if trained:
+    sections.append(
+      page.Section(
+        'Training', [page.figure(f.path, f.caption, f.alt) for f in trained]
+      )
+    )
+  sections.append(
+    page.Section(
+      'Configuration',
+      [
+        page.definitions(json.loads(config.to_json_best_effort())),
+        page.definitions(results['environment']),
+      ],
+    )
   )
+  return page.render(
+    f'{config.dataset}: {config.method}',
+    'Segmentation of the test split, what it cost, and what was protected',
+    sections,
+  )
+
+
+def _summary(config, run, results) -> list[Any]:
+  parts: list[Any] = [page.note(report_tables.scope(run))]
+  if run.hospitals:
+    text = {
+      'none': 'Latents crossed as they are. Treat them as if they were images.',
+    }.get(
+      config.protection,
+      f'Protection {config.protection!r} is obfuscation, not confidentiality: '
+      'one or a few known images undo it. Treat a protected latent as if it '
+      'were the latent, and carry messages over an encrypted channel.',
+    )
+    parts.append(page.note(text, label='Protection', warning=True))
+    parts.append(
+      'Images, masks and autoencoders stayed with the clients; protected '
+      'latents crossed. The server holds the keys and sees latents.'
+    )
+  else:
+    where = 'one place' if config.pooled else 'each hospital'
+    parts.append(
+      page.note(
+        f'A baseline without protection: images and masks are in {where}.',
+        warning=config.pooled,
+      )
+    )
+  for name, parts_of in results.get('segmentation', {}).items():
+    if name in run.hospitals:
+      train = parts_of['ceiling_train']
+      parts += [
+        page.note(hospitals.describe_weak_class(name, *item), warning=True)
+        for item in hospitals.weak_classes(run.data, name, train).items()
+      ]
+  parts.append(page.verbatim(run.data.table))
+  return parts

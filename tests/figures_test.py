@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from ppcmi_jax import figures, panels
+from ppcmi_jax.figures import panels
+from ppcmi_jax.figures import segmentations as figures
 
 NAMES = ('background', 'head', 'symphysis')
 

@@ -20,31 +20,37 @@ ROOT = pathlib.Path(ppcmi_jax.__file__).parent
 # A new module gets a place here, as low as what it imports allows.
 FLOORS = {
   0: 'keyed keyring wire losses metrics images image_metrics augmentation '
-  'panels profiling checkpoints workdir command',
-  1: 'models datasets key_store',
-  2: 'client server input_pipeline official',
+  'intervals profiling checkpoints workdir command examples '
+  'content_groups official_draws tables page_style',
+  1: 'page sealed models datasets key_store official_metrics splits partitions',
+  2: 'client server input_pipeline official score_table',
   3: 'tasks',
   4: 'train_step evaluators figures',
   5: 'training',
   6: 'learners attacks',
   7: 'hospitals',
   8: 'collaboration',
-  9: 'studies report conversion',
+  9: 'cross_client conversion',
+  10: 'evaluation',
+  11: 'report_tables studies',
+  12: 'report_figures',
+  13: 'report',
 }
 
 # Package -> the units that are about it. Elsewhere it would make everybody
 # wait for, or install, what few need.
 HEAVY = {
   'SimpleITK': 'datasets',
-  'cryptography': 'keyring wire',
+  'cryptography': 'keyring sealed',
   'flwr': '',
   'grpc': '',
-  'matplotlib': 'figures panels',
+  'matplotlib': 'figures',
   'nibabel': 'datasets',
   'orbax': 'checkpoints',
   'pydicom': 'datasets',
   'scipy.ndimage': 'datasets metrics',
   'skimage': 'image_metrics',
+  'sklearn': 'figures',
   'tensorflow': '',
   'tensorflow_datasets': 'datasets',
   'torch': 'official',
@@ -56,6 +62,7 @@ SLOW = (
   'orbax.checkpoint',
   'scipy.ndimage',
   'skimage',
+  'sklearn',
   'tensorflow',
   'tensorflow_datasets',
 )

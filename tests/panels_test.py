@@ -7,7 +7,7 @@ import pytest
 from matplotlib import colors, figure
 from matplotlib.backends import backend_agg
 
-from ppcmi_jax import panels
+from ppcmi_jax.figures import panels
 
 EXTENT_MM = np.array([24.0, 48.0])  # pixels of 1 mm by 2 mm
 
@@ -92,6 +92,34 @@ def test_scan_fills_the_panel_and_its_bar_has_the_length_it_says():
   bar = pixels[216, :, 0] > 0.95  # 0.05 of the width above the lower edge
   # A third of 48 mm is 16 mm: the bar is 10 mm, a hundred pixels.
   assert bar.sum() == pytest.approx(100, abs=2)
+
+
+def test_scan_without_a_bar_is_all_scan():
+  grey = np.full((24, 24), 0.2)
+  pixels = pixels_of(panels.draw_scan, grey=grey, scale_bar=False)
+  np.testing.assert_allclose(pixels, 0.2, atol=0.01)
+
+
+def test_difference_is_brighter_the_larger_up_to_its_limit():
+  difference = np.repeat([[0.0], [0.1], [0.2], [5.0]], 6, axis=0)
+  difference = difference.repeat(24, axis=1)
+  pixels = pixels_of(panels.draw_difference, difference=difference, limit=0.2)
+  none, some, limit, above = pixels[30::60, 240].sum(axis=-1)
+  assert none < some < limit == above
+
+
+def test_dark_classes_have_a_bright_halo():
+  labels = np.zeros((24, 24), np.uint8)
+  labels[8:16, 8:16] = 1
+  for color, halo in (('#332288', True), ('#DDCC77', False)):
+    pixels = pixels_of(
+      panels.draw_mask,
+      grey=np.zeros((24, 24)),
+      labels=labels,
+      class_colors=colors.to_rgba_array(['k', color])[:, :3],
+    )
+    brightest = np.max(pixels, axis=(0, 1))
+    assert np.any(brightest > np.add(colors.to_rgb(color), 0.1)) == halo
 
 
 def test_mask_is_tinted_in_its_class_colour_and_nothing_else(labels):

@@ -15,7 +15,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import smoke
-from ppcmi_jax import checkpoints, collaboration, keyring
+from ppcmi_jax import collaboration, keyring
 from ppcmi_jax import workdir as workdir_lib
 
 ROOT = pathlib.Path(__file__).parent.parent
@@ -111,13 +111,29 @@ def test_one_run_gives_tables_json_and_pictures(trained):
   for word in ('Dice', 'HD95 mm', 'PSNR', 'protect ms', 'prior', 'ceiling'):
     assert word in eval_out
   results = json.loads((workdir / 'eval' / 'results.json').read_text())
-  assert set(results['clients']) == set(CLIENTS)
+  assert set(results['segmentation']) == set(CLIENTS)
   for name in CLIENTS:
-    scores = results['clients'][name]
-    assert 0 <= scores['segmentation']['fetal head']['dice'] <= 1
-    assert scores['query']['latency']['total']['p50_ms'] > 0
-    picture = (workdir / 'report' / f'{name}.png').read_bytes()
-    assert picture.startswith(b'\x89PNG')
+    scores = results['segmentation'][name]['scores']
+    assert 0 <= scores['fetal head']['dice'] <= 1
+    assert results['query'][name]['latency']['total']['p50_ms'] > 0
+    # A message opened by its own client is what the client sees.
+    matrix = results['cross_client']['dice']
+    for key in ('own', 'leaked'):
+      assert abs(matrix[key][name][name] - scores['mean']['dice']) < 1e-6
+  report = workdir / 'report'
+  pictures = {path.stem for path in report.glob('*.png')}
+  assert pictures >= {*CLIENTS, 'latents', 'training', 'boxplots_dice'}
+  for path in report.glob('*.png'):
+    assert path.read_bytes().startswith(b'\x89PNG')
+  html = (report / 'index.html').read_text()
+  assert html.count('<img') == len(pictures)
+  assert 'obfuscation, not confidentiality' in html
+  for suffix in ('csv', 'tex'):
+    names = {path.stem for path in (report / 'tables').glob(f'*.{suffix}')}
+    assert names == {
+      'segmentation', 'segmentation_spread', 'autoencoders', 'cross_client',
+      'query', 'networks',
+    }  # fmt: skip
   assert (workdir / 'split.csv').read_text().startswith('case,subject,site')
   assert (workdir / 'metrics.jsonl').read_text().count('\n') == 3 * 7
 
@@ -387,3 +403,16 @@ def test_baseline_trains_and_evaluates(script, tmp_path):
   code, out, err = finish(script('eval.py', tmp_path / 'w', config=config))
   assert code == 0, err
   assert 'prior' in out and 'ceiling' not in out
+
+
+def test_one_evaluation_leaves_the_others(trained, script):
+  workdir, _, _ = trained
+  file = workdir / 'eval' / 'results.json'
+  before = json.loads(file.read_text())
+  code, out, err = finish(script('eval.py', workdir, '--eval_names=networks'))
+  assert code == 0, err
+  after = json.loads(file.read_text())
+  assert after['segmentation'] == before['segmentation']
+  assert 'Segmentation of the test split' in out
+  line = refused(script('eval.py', workdir, '--eval_names=speed'))
+  assert 'expected some of segmentation, ' in line and "'speed'" in line

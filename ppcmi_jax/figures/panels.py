@@ -11,10 +11,11 @@ Axes: H height, W width, K classes.
 """
 
 import math
+from collections.abc import Sequence
 
 import matplotlib
 import numpy as np
-from matplotlib import axes, colors, patheffects
+from matplotlib import axes, colors, image, lines, patches, patheffects
 from numpy.typing import ArrayLike
 
 # Tol 2021, https://personal.sron.nl/~pault: the first seven differ the most,
@@ -30,6 +31,8 @@ CLASS_COLORS = (
   '#CC6677',
   '#882255',
 )
+# Luminance below which a colour is lost on a dark scan and gets a bright halo.
+DARK = 0.4
 # Values of `error_map`, 1 and up; Okabe and Ito 2008.
 ERRORS = (
   ('false positive (drawn, not there)', '#D55E00'),
@@ -77,19 +80,79 @@ def palette(num_classes: int) -> np.ndarray:
   return colors.to_rgba_array(names[:num_classes])[:, :3]
 
 
+def class_handles(
+  class_names: Sequence[str], labels: Sequence[int]
+) -> list[patches.Patch]:
+  """Returns what a legend says of the classes with these labels."""
+  class_colors = palette(len(class_names))
+  return [
+    patches.Patch(
+      facecolor=(*class_colors[label], 0.4),
+      edgecolor=class_colors[label],
+      label=class_names[label],
+    )
+    for label in labels
+  ]
+
+
+def error_handles() -> list[patches.Patch | lines.Line2D]:
+  """Returns what a legend says of the panels of errors."""
+  outline = lines.Line2D(
+    [],
+    [],
+    color='white',
+    linewidth=1,
+    path_effects=[patheffects.withStroke(linewidth=4, foreground='0.3')],
+    label='outline of the truth',
+  )
+  errors = [patches.Patch(color=color, label=name) for name, color in ERRORS]
+  return [*errors, outline]
+
+
 def draw_scan(
-  panel: axes.Axes, *, grey: np.ndarray, extent_mm: np.ndarray
+  panel: axes.Axes,
+  *,
+  grey: np.ndarray,
+  extent_mm: np.ndarray,
+  scale_bar: bool = True,
 ) -> None:
   """Draws a scan and a bar that gives its scale.
 
   Args:
     panel: what to draw into; its coordinates become mm, row 0 on top.
-    grey: float [H, W] in [0, 1].
+    grey: float [H, W] in [0, 1]; NaN is left blank.
     extent_mm: [2], height and width of the scan in mm.
+    scale_bar: whether to draw the bar.
   """
   _show_grey(panel, grey, extent_mm)
-  _draw_scale_bar(panel, extent_mm)
+  if scale_bar:
+    _draw_scale_bar(panel, extent_mm)
   _trim(panel, extent_mm)
+
+
+def draw_difference(
+  panel: axes.Axes,
+  *,
+  difference: np.ndarray,
+  limit: float,
+  extent_mm: np.ndarray,
+) -> image.AxesImage:
+  """Draws how far apart two scans are, from 0, dark, to a limit, bright.
+
+  Args:
+    panel: as in `draw_scan`.
+    difference: float [H, W], 0 or more; NaN is left blank.
+    limit: what is drawn brightest, as is all above it.
+    extent_mm: as in `draw_scan`.
+
+  Returns:
+    What a colour bar is made of.
+  """
+  shown = panel.imshow(
+    difference, cmap='viridis', vmin=0, vmax=limit, **_frame(extent_mm)
+  )
+  _trim(panel, extent_mm)
+  return shown
 
 
 def draw_mask(
@@ -99,6 +162,7 @@ def draw_mask(
   labels: np.ndarray,
   class_colors: np.ndarray,
   extent_mm: np.ndarray,
+  line_width: float = 1.2,
 ) -> None:
   """Draws a scan with its mask, tinted and outlined in the classes' colours.
 
@@ -108,11 +172,13 @@ def draw_mask(
     labels: integer [H, W], 0 is background.
     class_colors: RGB [K, 3], as `palette` returns.
     extent_mm: as in `draw_scan`.
+    line_width: of the outlines, in points.
   """
   _show_grey(panel, grey, extent_mm)
   _show_tint(panel, labels, class_colors, extent_mm, alpha=0.35)
   for label in np.unique(labels[labels > 0]):
-    _outline(panel, labels == label, extent_mm, class_colors[label], width=1.2)
+    color = class_colors[label]
+    _outline(panel, labels == label, extent_mm, color, width=line_width)
   _trim(panel, extent_mm)
 
 
@@ -140,6 +206,21 @@ def draw_errors(
   for label in np.unique(truth[truth > 0]):
     _outline(panel, truth == label, extent_mm, 'white', width=0.5)
   _trim(panel, extent_mm)
+
+
+def write_in_corner(panel: axes.Axes, text: str) -> None:
+  """Writes a few words into the lower right corner of a panel."""
+  panel.text(
+    0.96,
+    0.04,
+    text,
+    transform=panel.transAxes,
+    color='white',
+    fontsize=7,
+    ha='right',
+    va='bottom',
+    path_effects=[patheffects.withStroke(linewidth=2, foreground='black')],
+  )
 
 
 def _frame(extent_mm: np.ndarray) -> dict:
@@ -187,7 +268,12 @@ def _outline(
   row, column = extent_mm / mask.shape
   y = (np.arange(padded.shape[0]) - 0.5) * row
   x = (np.arange(padded.shape[1]) - 0.5) * column
-  panel.contour(x, y, padded, levels=[0.5], colors=[color], linewidths=width)
+  drawn = panel.contour(
+    x, y, padded, levels=[0.5], colors=[color], linewidths=width
+  )
+  if np.dot(colors.to_rgb(color), (0.2126, 0.7152, 0.0722)) < DARK:
+    halo = patheffects.withStroke(linewidth=width + 0.8, foreground='0.85')
+    drawn.set_path_effects([halo])
 
 
 def _draw_scale_bar(panel: axes.Axes, extent_mm: np.ndarray) -> None:
@@ -206,12 +292,12 @@ def _draw_scale_bar(panel: axes.Axes, extent_mm: np.ndarray) -> None:
     path_effects=edge,
   )
   panel.text(
-    x + length / 2,
+    x,  # in small panels the text is longer than the bar
     y - 0.02 * wide,
     f'{length:g} mm',
     color='white',
-    fontsize=8,
-    ha='center',
+    fontsize=7,
+    ha='left',
     va='bottom',
     path_effects=[patheffects.withStroke(linewidth=2, foreground='black')],
   )

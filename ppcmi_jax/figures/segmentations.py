@@ -15,19 +15,17 @@ Axes: N rows of the picture, H height, W width, C channels, K classes.
 
 import math
 import os
-import pathlib
 import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from matplotlib import figure, lines, patches, patheffects
+from matplotlib import artist, figure
 from numpy.typing import ArrayLike
 
-from ppcmi_jax import metrics, panels
+from ppcmi_jax.figures import case_panels, panels, sheets
 
 COLUMNS = ('image', 'truth', 'prediction', 'errors')
-FORMATS = ('.png', '.pdf', '.svg')
 
 # Inches.
 PANEL = 2.6
@@ -112,38 +110,22 @@ def draw_segmentations(
     ValueError: no cases, arrays that do not fit, labels outside the classes,
       or a file name of another format.
   """
-  path = pathlib.Path(path)
-  if path.suffix not in FORMATS:
-    raise ValueError(f'path must end in one of {FORMATS}, found {path.name!r}')
-  truth, prediction = np.asarray(truth), np.asarray(prediction)
-  grey = _grey(image)
-  spacing_mm = np.asarray(spacing_mm, np.float64)
-  for name, labels in (('truth', truth), ('prediction', prediction)):
-    metrics.check_labels(labels, num_classes=len(class_names), name=name)
+  path = sheets.check_path(path)
+  scores = [math.nan] * len(case) if scores is None else scores
+  cases = case_panels.check_cases(
+    image={'image': image},
+    masks={'truth': truth, 'prediction': prediction},
+    class_names=class_names,
+    spacing_mm=spacing_mm,
+    names={'case': case, 'scores': scores},
+  )
+  grey, extent_mm = cases.grey['image'], cases.extent_mm
+  truth, prediction = cases.masks['truth'], cases.masks['prediction']
   n = len(grey)
-  if not n or not grey.shape == truth.shape == prediction.shape:
-    raise ValueError(
-      'image, truth and prediction must hold the same N >= 1 cases of one '
-      f'size, found {list(grey.shape)}, {list(truth.shape)} and '
-      f'{list(prediction.shape)}'
-    )
-  lengths = [len(case), n if scores is None else len(scores)]
-  if lengths != [n, n] or spacing_mm.shape != (n, 2):
-    raise ValueError(
-      f'case, scores and spacing_mm must be [{n}], [{n}] and [{n}, 2], found '
-      f'lengths {lengths} and {list(spacing_mm.shape)}'
-    )
-  if not np.all(np.isfinite(spacing_mm) & (spacing_mm > 0)):
-    raise ValueError('spacing_mm must be finite and above 0')
+  present = cases.present
 
-  present = [
-    label
-    for label in range(1, len(class_names))
-    if np.any(truth == label) or np.any(prediction == label)
-  ]
   class_colors = panels.palette(len(class_names))
-  extent_mm = spacing_mm * truth.shape[1:]
-  heights = PANEL * np.clip(extent_mm[:, 0] / extent_mm[:, 1], 0.3, 3)
+  heights = [case_panels.scan_height(PANEL, extent) for extent in extent_mm]
   note = '\n'.join(textwrap.wrap(note, 150))
   legend_lines = max(len(panels.ERRORS) + 1, math.ceil(len(present) / 3))
   bottom = LINE * (legend_lines + 2.5) + 0.7 * LINE * len(note.splitlines())
@@ -173,7 +155,7 @@ def draw_segmentations(
       panels.draw_mask(panel, labels=labels, class_colors=class_colors, **scan)
     panels.draw_errors(row[3], prediction=prediction[i], truth=truth[i], **scan)
     name = '\n'.join(textwrap.wrap(str(case[i]), 14))
-    if scores is not None and not math.isnan(scores[i]):
+    if not math.isnan(scores[i]):
       name += f'\n\nmean Dice {scores[i]:.2f}'
     middle = inches(LABEL - 0.1, y - heights[i] / 2)
     page.text(*middle, name, size=9, ha='right', va='center')
@@ -181,18 +163,18 @@ def draw_segmentations(
 
   _draw_legends(
     page,
-    classes=[(class_names[label], class_colors[label]) for label in present],
+    classes=panels.class_handles(class_names, present),
     class_anchor=inches(LABEL, y + LINE / 2),
     error_anchor=inches(LABEL + 3 * (PANEL + GAP), y + LINE / 2),
   )
   page.text(*inches(LABEL, height - LINE / 2), note, size=8, color='0.35')
-  _save(page, path)
+  sheets.save(page, path)
 
 
 def _draw_legends(
   page: figure.Figure,
   *,
-  classes: Sequence[tuple[str, ArrayLike]],
+  classes: Sequence[artist.Artist],
   class_anchor: tuple[float, float],
   error_anchor: tuple[float, float],
 ) -> None:
@@ -207,51 +189,15 @@ def _draw_legends(
     'borderpad': 0,
   }
   page.legend(
-    handles=[
-      patches.Patch(facecolor=(*color, 0.4), edgecolor=color, label=name)
-      for name, color in classes
-    ],
+    handles=classes,
     title='colours of truth and prediction',
     ncols=3,
     bbox_to_anchor=class_anchor,
     **style,
   )
-  outline = lines.Line2D(
-    [],
-    [],
-    color='white',
-    linewidth=1,
-    path_effects=[patheffects.withStroke(linewidth=4, foreground='0.3')],
-    label='outline of the truth',
-  )
   page.legend(
-    handles=[
-      *(
-        patches.Patch(color=color, label=name) for name, color in panels.ERRORS
-      ),
-      outline,
-    ],
+    handles=panels.error_handles(),
     title='colours of errors',
     bbox_to_anchor=error_anchor,
     **style,
   )
-
-
-def _grey(image: ArrayLike) -> np.ndarray:
-  """Returns [N, H, W] in [0, 1], the mean over channels."""
-  image = np.asarray(image)
-  if image.ndim != 4:
-    raise ValueError(f'image must be [N, H, W, C], found {list(image.shape)}')
-  scale = 255 if image.dtype == np.uint8 else 1
-  return np.mean(image, axis=-1, dtype=np.float64) / scale
-
-
-def _save(page: figure.Figure, path: pathlib.Path) -> None:
-  """Writes beside the target, then renames: never half a picture."""
-  path.parent.mkdir(parents=True, exist_ok=True)
-  partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')
-  try:
-    page.savefig(partial, format=path.suffix[1:])
-    os.replace(partial, path)
-  finally:
-    partial.unlink(missing_ok=True)

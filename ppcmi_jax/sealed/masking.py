@@ -1,0 +1,233 @@
+"""Quantised latents as uint32 words, masked by a ChaCha20 keystream.
+
+The second layer of the protection `sealed`, on the accelerator, so that plain
+latents never leave it. For each named latent x [B, ..., C] of a message:
+
+  step      forward                              inverse
+  --------  -----------------------------------  --------------------------
+  quantise  v, s = x in `dtype`, its scale       x' = v s
+  pack      u = v as little-endian words         v = the first bytes of u
+  mask      w = u + keystream(key) mod 2^32      u = w - keystream(key)
+
+  dtype     v                                    s [B]      largest error of x'
+  --------  -----------------------------------  ---------  -------------------
+  float32   x                                    1          0
+  bfloat16  x rounded to nearest                 1          2^-8 |x|
+  float16   x rounded to nearest, |x| < 65520    1          2^-11 |x| or 2^-25
+  int8      round(x / s) in -127 to 127          max|x|/127 s / 2
+
+Quantising is the only step that loses anything; pack and mask are bit exact for
+any bits, NaN payloads included, on every backend: words are integers all the
+way and are never viewed as floats.
+
+**A stream cipher: a key serves one message, or the difference of two messages
+is in clear.** Masking hides and doesn't authenticate; `sealing` does. The
+scales and norms are secret too: `sealing` encrypts them.
+
+A latent with a NaN or infinity (after rounding) gets a NaN scale, which
+`sealing` refuses to send: the host needs to see these numbers only.
+
+  >>> import jax.numpy as jnp
+  >>> from ppcmi_jax import chacha, masking
+  >>> latents = {'b': {'values': jnp.ones([1, 2, 3]), 'norm': jnp.ones(1)}}
+  >>> keys = {'b': chacha.key_words(bytes(32))}
+  >>> masked = masking.mask(keys, latents, dtype='int8')
+  >>> masked['b']['words'].dtype, masked['b']['words'].shape
+  (dtype('uint32'), (2,))
+  >>> like = {'b': jnp.zeros([1, 2, 3])}
+  >>> found = masking.unmask(keys, masked, like, dtype='int8')
+  >>> found['b']['values'].tolist()
+  [[[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]]
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax import lax
+
+from ppcmi_jax.sealed import chacha
+
+DTYPES = {
+  'float32': np.dtype(np.float32),
+  'bfloat16': np.dtype(jnp.bfloat16),
+  'float16': np.dtype(np.float16),
+  'int8': np.dtype(np.int8),
+}
+
+
+def mask(
+  keys: Mapping[str, jax.Array],
+  latents: Mapping[str, Mapping[str, jax.Array]],
+  *,
+  dtype: str,
+) -> dict[str, dict[str, jax.Array]]:
+  """Quantises, packs and masks the latents of a message.
+
+  Args:
+    keys: {name: uint32 [8]}, for this message alone.
+    latents: what `mixing` gives, {name: {'values': floating [B, ..., C],
+      'norm': float32 [B]}}.
+    dtype: one of DTYPES; static.
+
+  Returns:
+    {name: {'words': uint32 [N], 'numbers': float32 [B, 2]}}, N as `num_words`
+    says and the numbers an example's norm and scale, in clear.
+
+  Raises:
+    ValueError: for another dtype, or keys of other names or form.
+  """
+  _check_names(keys, latents)
+  masked = {}
+  for name, latent in latents.items():
+    values, scale = quantise(latent['values'], dtype)
+    norm = latent['norm'].astype(jnp.float32)
+    masked[name] = {
+      'words': add_keystream(keys[name], pack(values)),
+      'numbers': jnp.stack([norm, scale], axis=-1),
+    }
+  return masked
+
+
+def unmask(
+  keys: Mapping[str, jax.Array],
+  masked: Mapping[str, Mapping[str, jax.Array]],
+  like: Mapping[str, Any],
+  *,
+  dtype: str,
+) -> dict[str, dict[str, jax.Array]]:
+  """Undoes `mask`; all but the rounding of its quantisation.
+
+  Args:
+    keys, dtype: those of `mask`.
+    masked: what it gave.
+    like: {name: array or `jax.ShapeDtypeStruct` [B, ..., C]}, for the shapes.
+
+  Returns:
+    {name: {'values': float32 [B, ..., C], 'norm': float32 [B]}}. The values of
+    float dtypes may be NaN or infinite if the sender, who holds the key, wants
+    so: check before training on them.
+
+  Raises:
+    ValueError: as `mask`, and for words or numbers that don't fit `like`.
+  """
+  _check_names(keys, masked)
+  _check_names(like, masked)
+  latents = {}
+  for name, entry in masked.items():
+    shape, numbers = tuple(like[name].shape), entry['numbers']
+    if numbers.shape != (shape[0], 2):
+      expected = [shape[0], 2]
+      raise _error(f'{name}: numbers', expected, list(numbers.shape))
+    words = subtract_keystream(keys[name], entry['words'])
+    values = unpack(words, shape, dtype)
+    latents[name] = {
+      'values': dequantise(values, numbers[:, 1]),
+      'norm': numbers[:, 0],
+    }
+  return latents
+
+
+def quantise(x: jax.Array, dtype: str) -> tuple[jax.Array, jax.Array]:
+  """Rounds floating [B, ...] to a dtype; returns (values, scale float32 [B]).
+
+  An all-zero int8 example has scale 0. ValueError for an unknown dtype.
+  """
+  target = _dtype(dtype)
+  axes = tuple(range(1, x.ndim))
+  x = x.astype(jnp.float32)
+  if dtype == 'int8':
+    scale = jnp.max(jnp.abs(x), axis=axes) / 127
+    # A scale may be 0, or be flushed to it; NaN goes on to the result.
+    divisor = jnp.where(scale < jnp.finfo(jnp.float32).tiny, jnp.inf, scale)
+    x = x / divisor.reshape(-1, *[1] * len(axes))
+    finite = jnp.isfinite(scale)
+    x = jnp.clip(jnp.round(jnp.nan_to_num(x)), -127, 127)
+    values = x.astype(target)
+  else:
+    values = x.astype(target)
+    finite = jnp.all(jnp.isfinite(values), axis=axes)
+    scale = jnp.ones_like(finite, jnp.float32)
+  return values, jnp.where(finite, scale, jnp.nan)
+
+
+def dequantise(values: jax.Array, scale: jax.Array) -> jax.Array:
+  """Returns float32 [B, ...] of `quantise`'s values and scale [B]."""
+  scale = scale.reshape(-1, *[1] * (values.ndim - 1))
+  return values.astype(jnp.float32) * scale
+
+
+def pack(values: jax.Array) -> jax.Array:
+  """Returns the bytes of an array, in row order, as little-endian uint32 [N].
+
+  Zero bytes fill the last word. Bits are kept, whatever number they are.
+
+  Raises:
+    ValueError: for a dtype that isn't in DTYPES.
+  """
+  dtype = _dtype(values.dtype.name)
+  bits = lax.bitcast_convert_type(values, f'uint{8 * dtype.itemsize}')
+  per_word = 4 // dtype.itemsize
+  bits = bits.reshape(-1).astype(jnp.uint32)
+  bits = jnp.pad(bits, (0, -bits.size % per_word)).reshape(-1, per_word)
+  # Shifts and not a widening bitcast: the order then is no backend's choice.
+  shifts = 8 * dtype.itemsize * jnp.arange(per_word, dtype=jnp.uint32)
+  return jnp.sum(bits << shifts, axis=1, dtype=jnp.uint32)
+
+
+def unpack(words: jax.Array, shape: tuple[int, ...], dtype: str) -> jax.Array:
+  """Undoes `pack`: uint32 [N] -> an array of a shape and dtype, bit by bit.
+
+  Raises:
+    ValueError: if N is not `num_words(shape, dtype)`, or for other words.
+  """
+  target = _dtype(dtype)
+  _check_words(words)
+  if words.size != num_words(shape, dtype):
+    expected = f'{num_words(shape, dtype)} for {dtype} {list(shape)}'
+    raise _error('words', expected, words.size)
+  per_word, width = 4 // target.itemsize, 8 * target.itemsize
+  shifts = width * jnp.arange(per_word, dtype=jnp.uint32)
+  bits = (words[:, None] >> shifts).astype(f'uint{width}').reshape(-1)
+  bits = bits[: math.prod(shape)].reshape(shape)
+  return lax.bitcast_convert_type(bits, target)
+
+
+def num_words(shape: tuple[int, ...], dtype: str) -> int:
+  """Returns how many uint32 words `pack` makes of an array."""
+  return -(-math.prod(shape) * _dtype(dtype).itemsize // 4)
+
+
+def add_keystream(key: jax.Array, words: jax.Array) -> jax.Array:
+  """Adds the keystream of a key uint32 [8] to uint32 [N], modulo 2^32."""
+  _check_words(words)
+  return words + chacha.keystream(key, words.size)
+
+
+def subtract_keystream(key: jax.Array, words: jax.Array) -> jax.Array:
+  """Undoes `add_keystream`."""
+  _check_words(words)
+  return words - chacha.keystream(key, words.size)
+
+
+def _dtype(name):
+  if name not in DTYPES:
+    raise _error('dtype', f'one of {", ".join(DTYPES)}', repr(name))
+  return DTYPES[name]
+
+
+def _check_words(words):
+  if words.dtype != jnp.uint32 or words.ndim != 1:
+    raise _error('words', 'uint32 [N]', f'{words.dtype} {list(words.shape)}')
+
+
+def _check_names(one, other):
+  if one.keys() != other.keys():
+    raise _error('names', sorted(other), sorted(one))
+
+
+def _error(name, expected, found, todo='use what belongs to this message'):
+  return ValueError(f'{name}: expected {expected}, found {found}; {todo}')

@@ -1,0 +1,288 @@
+"""Sealed messages as bytes: authenticated encryption of what crosses.
+
+The third layer of the protection `sealed`. All masked words, norms and scales
+of a message go into one AES-256-GCM, whose associated data is the header in
+clear; `envelope` has the layout of the bytes.
+
+Keys: HKDF-SHA256 (`keyring.derive`) of the epoch's key, the nonce its salt,
+labels 'message', client, direction, modality, epoch, purpose ('seal', 'mix' or
+'mask') and, for the last two, the latent's name. Every message has a nonce of
+256 bits from the operating system, which no caller chooses, so every key serves
+one message and the 96-bit IV of GCM is zero. A `Draft` seals once.
+
+`open` believes nothing. It checks every size before it allocates or decrypts,
+and raises the one `MessageRejected`, without detail, whatever is wrong. Replays
+are valid messages: `epochs` refuses them. Whoever copies a running machine
+copies the state its randomness comes from; start anew after cloning one.
+
+**What stays in clear**: the header, that is who talks to whom, when, how often,
+with which model and shapes. The receiver has the keys and sees the latents.
+
+  >>> import numpy as np
+  >>> from ppcmi_jax import sealing
+  >>> key = bytes(32)
+  >>> route = dict(client='clinic-1', epoch=0, direction='query',
+  ...              modality='image', model_id='demo')
+  >>> draft = sealing.draft(key, **route, dtype='int8', counter=1,
+  ...                       shapes={'b': (1, 8, 8, 256)})
+  >>> masked = {'b': {'words': np.zeros(4096, np.uint32),
+  ...                 'numbers': np.ones([1, 2], np.float32)}}
+  >>> data = sealing.seal(draft, masked)
+  >>> len(data) - 8 * 8 * 256
+  240
+  >>> sealing.open(data, key, **route).header.shapes
+  {'b': (1, 8, 8, 256)}
+"""
+
+import math
+import os
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from cryptography import exceptions
+from cryptography.hazmat.primitives.ciphers import aead
+
+from ppcmi_jax import keyring
+from ppcmi_jax.sealed import chacha, envelope
+
+NONCE_BYTES = envelope.NONCE_BYTES
+
+Header = envelope.Header
+MessageRejected = envelope.MessageRejected
+
+_IV = bytes(12)  # each key encrypts once
+
+
+class Draft(NamedTuple):
+  """A message about to be sealed, once.
+
+  Attributes:
+    header: what it will say in clear.
+    mix_keys: {name: uint32 [8]}, for `mixing`.
+    mask_keys: {name: uint32 [8]}, for `masking`.
+    seal_key: [32 bytes]; `seal` takes it out.
+  """
+
+  header: Header
+  mix_keys: dict[str, np.ndarray]
+  mask_keys: dict[str, np.ndarray]
+  seal_key: list[bytes]
+
+  def __repr__(self):
+    return f'Draft({self.header.message_id.hex()})'
+
+
+class Opened(NamedTuple):
+  """A message that was proven to be whole and of its sender.
+
+  Attributes:
+    header: proven too.
+    mix_keys, mask_keys: as in Draft.
+    masked: {name: {'words': uint32 [N], 'numbers': float32 [B, 2], finite}},
+      for `masking.unmask`.
+  """
+
+  header: Header
+  mix_keys: dict[str, np.ndarray]
+  mask_keys: dict[str, np.ndarray]
+  masked: dict[str, dict[str, np.ndarray]]
+
+  def __repr__(self):
+    return f'Opened({self.header.message_id.hex()})'
+
+
+def draft(
+  key: bytes,
+  *,
+  client: str,
+  epoch: int,
+  direction: str,
+  modality: str,
+  model_id: str,
+  dtype: str,
+  shapes: Mapping[str, tuple[int, ...]],
+  counter: int,
+  message_id: bytes | None = None,
+) -> Draft:
+  """Draws the nonce of a message and derives its keys.
+
+  Args:
+    key: 32 bytes, the client's key of the epoch.
+    client, epoch, direction, modality, model_id, dtype, shapes, counter: as in
+      Header. The counter is `epochs.Ledger.reserve`'s.
+    message_id: the query's for a reply, the pair's for a contribution; None
+      draws one from the operating system.
+
+  Raises:
+    ValueError: for a field outside the format.
+  """
+  header = Header(
+    client=client,
+    epoch=epoch,
+    direction=direction,
+    modality=modality,
+    model_id=model_id,
+    message_id=os.urandom(16) if message_id is None else message_id,
+    counter=counter,
+    dtype=dtype,
+    shapes={name: tuple(shapes[name]) for name in sorted(shapes)},
+    nonce=_draw_nonce(),
+  )
+  envelope.check(header)
+  return Draft(header, *_derive(key, header))
+
+
+def seal(draft: Draft, masked: Mapping[str, Mapping[str, Any]]) -> bytes:
+  """Encrypts and authenticates a message; works once for a draft.
+
+  Args:
+    draft: what `draft` gave.
+    masked: {name: {'words': uint32 [N], 'numbers': float32 [B, 2]}}, arrays of
+      NumPy or JAX, from `masking.mask` with the draft's keys.
+
+  Returns:
+    The message.
+
+  Raises:
+    ValueError: for arrays that don't fit the draft's shapes, numbers that are
+      NaN or infinite (as those of latents with a NaN are), and a used draft.
+  """
+  header = draft.header
+  if not isinstance(masked, Mapping) or set(masked) != set(header.shapes):
+    raise _error('masked', f'latents {sorted(header.shapes)}', _shown(masked))
+  words, numbers = [], []
+  for name, shape in header.shapes.items():
+    entry = {part: np.asarray(array) for part, array in masked[name].items()}
+    for part, dtype, expected in envelope.parts(shape, header.dtype):
+      array = entry.get(part, np.zeros(0))
+      if array.dtype != dtype or array.shape != expected:
+        found = f'{array.dtype} {list(array.shape)}'
+        raise _error(f'{name} {part}', f'{dtype} {list(expected)}', found)
+    if not np.isfinite(entry['numbers']).all():
+      todo = 'check the model that made the latents, or send a wider dtype'
+      raise _error(f'latent {name!r}', 'numbers', 'NaN or infinity', todo)
+    words.append(entry['words'].astype('<u4', copy=False).tobytes())
+    numbers.append(entry['numbers'].astype('<f4', copy=False).tobytes())
+  try:
+    seal_key = draft.seal_key.pop()
+  except IndexError:
+    todo = 'draft another: two messages under one key reveal both'
+    raise _error('draft', 'an unused one', 'a used one', todo) from None
+  associated = envelope.pack(header)
+  body = b''.join(words + numbers)
+  return associated + aead.AESGCM(seal_key).encrypt(_IV, body, associated)
+
+
+def open(
+  data: bytes,
+  key: bytes,
+  *,
+  client: str,
+  epoch: int,
+  direction: str,
+  modality: str,
+  model_id: str,
+  like: Mapping[str, Any] | None = None,
+  dtype: str | None = None,
+  message_id: bytes | None = None,
+) -> Opened:
+  """Checks and decrypts a message.
+
+  Args:
+    data: the whole message.
+    key: 32 bytes, the client's key of the epoch.
+    client, epoch, direction, modality, model_id: what the header must say.
+    like: {name: array or shape-bearing [B, ..., C]}; names and all dimensions
+      but B must agree. None takes any, up to the limits of the format.
+    dtype: what it must say; None takes any.
+    message_id: of the query, where `data` must be its reply; None takes any.
+
+  Raises:
+    MessageRejected: for all but a message that `seal` made with this key and
+      these fields. It doesn't remember: see `epochs.Ledger.accept`.
+    ValueError: for a key that is not 32 bytes.
+  """
+  keyring.key_id(key)  # the receiver's own mistakes are not the message's
+  expected = {
+    'client': client,
+    'epoch': epoch,
+    'direction': direction,
+    'modality': modality,
+    'model_id': model_id,
+  }
+  optional = {'dtype': dtype, 'message_id': message_id}
+  expected |= {name: v for name, v in optional.items() if v is not None}
+  opened = _open(data, key, expected, like)
+  if opened is None:
+    raise MessageRejected
+  return opened
+
+
+def _open(data, key, expected, like):
+  """Returns the opened message, or None for each reason to reject it."""
+  header = envelope.unpack(data)
+  if header is None:
+    return None
+  if any(getattr(header, name) != v for name, v in expected.items()):
+    return None
+  if like is not None and not _fits(header.shapes, like):
+    return None
+  start = envelope.header_bytes(header)
+  mix_keys, mask_keys, (seal_key,) = _derive(key, header)
+  try:
+    body = aead.AESGCM(seal_key).decrypt(_IV, data[start:], data[:start])
+  except exceptions.InvalidTag:
+    return None
+  masked, offset = {name: {} for name in header.shapes}, 0
+  for wanted in ('words', 'numbers'):
+    for name, shape in header.shapes.items():
+      for part, dtype, size in envelope.parts(shape, header.dtype):
+        if part == wanted:
+          array = np.frombuffer(
+            body, dtype.newbyteorder('<'), math.prod(size), offset
+          )
+          offset += array.nbytes
+          masked[name][part] = array.astype(dtype, copy=False).reshape(size)
+  if not all(np.isfinite(entry['numbers']).all() for entry in masked.values()):
+    return None
+  return Opened(header, mix_keys, mask_keys, masked)
+
+
+def _derive(key, header):
+  """Returns the mix keys, the mask keys and [the seal key] of a message."""
+  labels = (
+    'message',
+    header.client,
+    header.direction,
+    header.modality,
+    str(header.epoch),
+  )
+  derive = lambda *purpose: keyring.derive(
+    key, *labels, *purpose, salt=header.nonce
+  )
+  mix_keys, mask_keys = (
+    {name: chacha.key_words(derive(purpose, name)) for name in header.shapes}
+    for purpose in ('mix', 'mask')
+  )
+  return mix_keys, mask_keys, [derive('seal')]
+
+
+def _fits(shapes, like):
+  return shapes.keys() == like.keys() and all(
+    shape[1:] == tuple(like[name].shape)[1:] for name, shape in shapes.items()
+  )
+
+
+def _draw_nonce():
+  """Draws the nonce; tests alone replace it."""
+  return os.urandom(NONCE_BYTES)
+
+
+def _shown(value):
+  text = ascii(sorted(value) if isinstance(value, Mapping) else value)
+  return text if len(text) <= 80 else f'{text[:77]}...'
+
+
+def _error(name, expected, found, todo='correct it where the message is made'):
+  return ValueError(f'{name}: expected {expected}, found {found}; {todo}')

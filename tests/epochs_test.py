@@ -1,0 +1,363 @@
+"""Tests of epoch keys: enrolment, rotation, erasure, and the ledger."""
+
+import concurrent.futures
+import os
+import re
+import stat
+
+import hypothesis
+import pytest
+from hypothesis import strategies as st
+
+from ppcmi_jax import keyring
+from ppcmi_jax.sealed import envelope, epochs
+
+HEADER = envelope.Header(
+  client='clinic-1',
+  epoch=0,
+  direction='query',
+  modality='image',
+  model_id='demo',
+  message_id=bytes(16),
+  counter=1,
+  dtype='int8',
+  shapes={'b': (1, 8)},
+  nonce=bytes(32),
+)
+
+
+def header_of(counter, epoch=0):
+  return HEADER._replace(counter=counter, epoch=epoch)
+
+
+def mode_of(path):
+  return stat.S_IMODE(os.stat(path).st_mode)
+
+
+@pytest.fixture
+def enrolled(tmp_path):
+  """Returns the paths of a client's key and of its export."""
+  return epochs.enrol(tmp_path / 'secrets' / 'client', 'clinic-1')
+
+
+def refuse(message, function, *args):
+  """Checks for a ValueError of one line that shows no key."""
+  with pytest.raises(ValueError, match=message) as caught:
+    function(*args)
+  text = str(caught.value)
+  assert '\n' not in text and not re.search('[0-9a-f]{64}', text)
+  return caught.value
+
+
+def test_both_sides_hold_one_key_in_private_files(enrolled, tmp_path):
+  path, export = enrolled
+  folder = tmp_path / 'secrets'
+  assert mode_of(folder) == mode_of(folder / 'client') == 0o700
+  received = epochs.import_key(folder / 'server', export)
+  assert epochs.load(path) == epochs.load(received)
+  assert epochs.load(path).epoch == 0 and len(epochs.load(path).key) == 32
+  assert not os.path.exists(export)
+  names = {file.name for file in folder.rglob('*') if file.is_file()}
+  assert names == {'clinic-1.epoch', 'clinic-1.ledger'}
+  for file in folder.rglob('*.*'):
+    assert mode_of(file) == 0o600
+
+
+def test_every_enrolment_draws_another_key(tmp_path):
+  keys = [
+    epochs.load(epochs.enrol(tmp_path / str(i), 'clinic-1')[0]).key
+    for i in range(3)
+  ]
+  assert len(set(keys)) == 3
+
+
+def test_the_root_is_never_written(tmp_path, monkeypatch):
+  drawn, urandom = [], os.urandom
+
+  def draw(num_bytes):
+    drawn.append(urandom(num_bytes))
+    return drawn[-1]
+
+  monkeypatch.setattr(os, 'urandom', draw)
+  path, _ = epochs.enrol(tmp_path / 'client', 'clinic-1')
+  (root,) = (value for value in drawn if len(value) == 32)
+  key = keyring.derive(root, 'epoch', 'clinic-1', '0')
+  assert epochs.load(path) == epochs.EpochKey('clinic-1', 0, key)
+  for file in (tmp_path / 'client').iterdir():
+    assert root.hex() not in file.read_text() and root not in file.read_bytes()
+
+
+def test_rotation_is_the_ratchet_of_the_docstring(enrolled):
+  path, _ = enrolled
+  first = epochs.load(path)
+  expected = keyring.derive(first.key, 'epoch', 'clinic-1', '1')
+  assert epochs.rotate(path) == epochs.EpochKey('clinic-1', 1, expected)
+  assert epochs.load(path).key == expected
+  third = epochs.rotate(path, 3)
+  assert third == epochs.ratchet(first, 3) and third.epoch == 3
+  assert epochs.rotate(path, 3) == epochs.load(path) == third
+  assert len({epochs.ratchet(first, e).key for e in range(5)}) == 5
+  assert len({epochs.ratchet(first, e).key_id for e in range(5)}) == 5
+
+
+def test_nothing_older_stays_after_rotation(enrolled):
+  path, export = enrolled
+  first = epochs.load(path)
+  with open(path, 'rb') as old, open(export, 'rb') as copy:
+    epochs.rotate(path)
+    assert not os.path.exists(export)
+    for file in (old, copy):  # the blocks of the unlinked files
+      assert first.key.hex().encode() not in file.read()
+  folder = os.path.dirname(path)
+  for name in os.listdir(folder):
+    with open(os.path.join(folder, name), 'rb') as file:
+      assert first.key.hex().encode() not in file.read()
+
+
+def test_a_crash_while_rotating_keeps_a_whole_key(enrolled, monkeypatch):
+  path, _ = enrolled
+  first = epochs.load(path)
+  with monkeypatch.context() as context:
+
+    def fail(*_):
+      raise OSError(28, 'No space left on device')
+
+    context.setattr(os, 'replace', fail)
+    refuse('to write it, found No space', epochs.rotate, path)
+  assert not [n for n in os.listdir(os.path.dirname(path)) if '.new' in n]
+  assert epochs.load(path) == first
+  assert epochs.rotate(path) == epochs.ratchet(first, 1)
+
+
+@pytest.mark.parametrize('epoch', [0, 2 + 65, -1])
+def test_no_way_back_and_no_endless_way_forward(enrolled, epoch):
+  path, _ = enrolled
+  epochs.rotate(path, 2)
+  refuse('epoch: expected an epoch from 2', epochs.rotate, path, epoch)
+  assert epochs.load(path).epoch == 2
+
+
+def test_erase_overwrites_and_unlinks(enrolled):
+  path, export = enrolled
+  key = epochs.load(path).key.hex().encode()
+  with open(path, 'rb') as file:
+    epochs.erase(path)
+    assert key not in file.read() and not os.path.exists(path)
+  refuse('found No such file', epochs.erase, path)
+  assert epochs.load(export).epoch == 0
+  folder = os.path.dirname(path)
+  secret = os.path.join(folder, 'clinic-1.key')
+  keyring.create(secret)
+  epochs.erase(secret)
+  assert not os.path.exists(secret)
+
+
+def test_erase_spares_what_is_no_key(enrolled, tmp_path):
+  path, _ = enrolled
+  other = tmp_path / 'image.png'
+  other.write_bytes(b'precious')
+  link = tmp_path / 'link'
+  link.symlink_to(path)
+  refuse('found another file', epochs.erase, other)
+  refuse('a file of keys', epochs.erase, link)
+  refuse('a file of keys', epochs.erase, tmp_path)
+  assert other.read_bytes() == b'precious' and epochs.load(path)
+
+
+def test_enrolled_clients_are_not_enrolled_again(enrolled, tmp_path):
+  path, export = enrolled
+  key = epochs.load(path)
+  folder = os.path.dirname(path)
+  refuse('expected no file, found one', epochs.enrol, folder, 'clinic-1')
+  epochs.erase(export)
+  refuse('no key of this client', epochs.enrol, folder, 'clinic-1')
+  assert epochs.load(path) == key and not os.path.exists(export)
+  epochs.erase(path)
+  assert epochs.load(epochs.enrol(folder, 'clinic-1')[0]) != key
+
+
+def test_import_keeps_what_it_cannot_take(enrolled, tmp_path):
+  path, export = enrolled
+  refuse(
+    'no key of this client', epochs.import_key, os.path.dirname(path), export
+  )
+  assert epochs.load(export) == epochs.load(path)
+
+
+@pytest.mark.parametrize('name', ['', '../x', 'a b', 'x' * 65, None])
+def test_names_that_are_no_file_names_are_refused(tmp_path, name):
+  refuse('client: expected', epochs.enrol, tmp_path, name)
+
+
+def damaged(text, how):
+  client, epoch, key, key_id = text.split()[1:]
+  return {
+    'empty': '',
+    'cut': text[:-10],
+    'longer': text + 'x',
+    'binary': 'é' * 2000,
+    'client': text.replace(client, 'clinic-2'),
+    'epoch': text.replace(f' {epoch} ', ' 1 '),
+    'large epoch': text.replace(f' {epoch} ', ' 9999999999 '),
+    'key': text.replace(key, '0' * 64),
+    'key id': text.replace(key_id, '0' * 16),
+  }[how]
+
+
+HOW = (
+  'empty',
+  'cut',
+  'longer',
+  'binary',
+  'client',
+  'epoch',
+  'large epoch',
+  'key',
+  'key id',
+)
+
+
+@pytest.mark.parametrize('how', HOW)
+def test_damaged_keys_are_refused(enrolled, how):
+  path, _ = enrolled
+  with open(path) as file:
+    text = file.read()
+  with open(path, 'w') as file:
+    file.write(damaged(text, how))
+  refuse('restore it, or enrol', epochs.load, path)
+  refuse('restore it, or enrol', epochs.rotate, path)
+
+
+def test_files_and_folders_open_to_others_are_refused(enrolled):
+  path, _ = enrolled
+  os.chmod(path, 0o640)
+  refuse('expected mode 0600, found 0640', epochs.load, path)
+  os.chmod(path, 0o600)
+  folder = os.path.dirname(path)
+  os.chmod(folder, 0o755)
+  for function in (epochs.load, epochs.rotate, epochs.Ledger):
+    refuse('expected mode 0700, found 0755', function, path)
+  os.chmod(folder, 0o700)
+  assert epochs.load(path)
+
+
+def test_missing_files_are_named(tmp_path):
+  path = tmp_path / 'clinic-1.epoch'
+  for function in (epochs.load, epochs.rotate, epochs.Ledger):
+    refuse('found No such file', function, path)
+
+
+def test_keys_are_not_shown(enrolled):
+  key = epochs.load(enrolled[0])
+  assert repr(key) == f'EpochKey(clinic-1, epoch 0, {key.key_id})'
+
+
+def test_counters_rise_and_survive_a_crash(enrolled):
+  path, _ = enrolled
+  counters = []
+  for _ in range(3):  # each a process that is killed sooner or later
+    ledger = epochs.Ledger(path)
+    counters += [ledger.reserve(0) for _ in range(epochs.BLOCK + 3)]
+  assert counters[: epochs.BLOCK + 3] == list(range(1, epochs.BLOCK + 4))
+  assert counters == sorted(set(counters))
+
+
+def test_two_sessions_never_share_a_counter(enrolled):
+  path, _ = enrolled
+  ledgers = [epochs.Ledger(path) for _ in range(2)]
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    counters = list(
+      pool.map(lambda i: ledgers[i % 2].reserve(0), range(2 * epochs.BLOCK))
+    )
+  assert len(set(counters)) == len(counters)
+
+
+def test_of_many_that_accept_one_message_one_succeeds(enrolled):
+  path, _ = enrolled
+  ledgers = [epochs.Ledger(path) for _ in range(4)]
+
+  def accept(ledger):
+    try:
+      ledger.accept(header_of(5))
+    except envelope.MessageRejected:
+      return False
+    return True
+
+  with concurrent.futures.ThreadPoolExecutor(4) as pool:
+    assert sum(pool.map(accept, ledgers)) == 1
+
+
+def test_replays_are_refused_by_the_next_process_too(enrolled):
+  path, _ = enrolled
+  for counter in (1, 2, 5, 3):
+    epochs.Ledger(path).accept(header_of(counter))
+  for counter in (1, 2, 3, 5):
+    with pytest.raises(envelope.MessageRejected):
+      epochs.Ledger(path).accept(header_of(counter))
+  epochs.Ledger(path).accept(header_of(4))
+
+
+@hypothesis.given(
+  st.lists(
+    st.one_of(
+      st.integers(1, 40),
+      st.integers(epochs.WINDOW - 3, epochs.WINDOW + 45),
+      st.integers(2**64 - 3, 2**64 - 1),
+    ),
+    max_size=12,
+  )
+)
+@hypothesis.settings(max_examples=40, deadline=None)
+def test_the_window_is_that_of_a_set(tmp_path_factory, counters):
+  """Against a memory of all counters, of which only the last WINDOW pass."""
+  path, _ = epochs.enrol(tmp_path_factory.mktemp('client'), 'clinic-1')
+  ledger, seen = epochs.Ledger(path), set()
+  for counter in counters:
+    highest = max(seen, default=0)
+    if counter in seen or counter <= highest - epochs.WINDOW:
+      with pytest.raises(envelope.MessageRejected):
+        ledger.accept(header_of(counter))
+    else:
+      ledger.accept(header_of(counter))
+      seen.add(counter)
+  with open(f'{path[:-6]}.ledger') as file:
+    assert len(file.read()) < 400  # however many were seen
+
+
+def test_a_new_epoch_starts_anew_and_the_old_one_is_over(enrolled):
+  path, _ = enrolled
+  ledger = epochs.Ledger(path)
+  assert [ledger.reserve(0), ledger.reserve(0)] == [1, 2]
+  ledger.accept(header_of(9))
+  ledger.accept(header_of(9, epoch=1))
+  assert ledger.reserve(1) == 1
+  with pytest.raises(envelope.MessageRejected):
+    ledger.accept(header_of(10))
+  refuse('epoch: expected none before', epochs.Ledger(path).reserve, 0)
+
+
+def test_nothing_is_accepted_that_is_not_written_down(enrolled, monkeypatch):
+  path, _ = enrolled
+  ledger = epochs.Ledger(path)
+  with monkeypatch.context() as context:
+
+    def fail(*_):
+      raise OSError(28, 'No space left on device')
+
+    context.setattr(os, 'replace', fail)
+    refuse('found No space', ledger.accept, header_of(1))
+    refuse('found No space', ledger.reserve, 0)
+  ledger.accept(header_of(1))
+  assert ledger.reserve(0) == 1
+
+
+def test_a_damaged_or_lost_ledger_is_no_empty_one(enrolled):
+  path, _ = enrolled
+  name = f'{path[:-6]}.ledger'
+  ledger = epochs.Ledger(path)
+  with open(name, 'r+') as file:
+    file.truncate(50)
+  refuse('expected a ledger', ledger.accept, header_of(1))
+  os.unlink(name)
+  refuse('found No such file', ledger.reserve, 0)
+  refuse('found No such file', epochs.Ledger, path)

@@ -1,0 +1,204 @@
+"""Tests of quantising, packing and masking."""
+
+import functools
+import itertools
+
+import hypothesis
+import jax
+import jax.numpy as jnp
+import ml_dtypes
+import numpy as np
+import pytest
+import scipy.stats
+from cryptography.hazmat.primitives import ciphers
+from cryptography.hazmat.primitives.ciphers import algorithms
+from hypothesis import strategies as st
+
+from ppcmi_jax.sealed import chacha, masking
+
+NUMPY = {
+  'float32': np.dtype('<f4'),
+  'bfloat16': np.dtype(ml_dtypes.bfloat16),
+  'float16': np.dtype('<f2'),
+  'int8': np.dtype('<i1'),
+}
+KEY = chacha.key_words(bytes(range(32)))
+pack = jax.jit(masking.pack)
+unpack = jax.jit(masking.unpack, static_argnums=(1, 2))
+add = jax.jit(masking.add_keystream)
+subtract = jax.jit(masking.subtract_keystream)
+
+
+def bits_of(array):
+  return np.asarray(array).tobytes()
+
+
+def stream_of(key, num_bytes):
+  cipher = ciphers.Cipher(algorithms.ChaCha20(key, bytes(16)), mode=None)
+  return np.frombuffer(cipher.encryptor().update(bytes(num_bytes)), '<u4')
+
+
+@pytest.mark.parametrize('dtype', masking.DTYPES)
+@hypothesis.given(data=st.binary(min_size=24, max_size=24))
+@hypothesis.example(data=bytes.fromhex('0100807f010080ff01007f7f' * 2))
+@hypothesis.settings(max_examples=60, deadline=None)
+def test_any_bits_come_back(dtype, data):
+  """NaNs with payloads, infinities, denormals and -0 among them."""
+  values = np.frombuffer(data, NUMPY[dtype])
+  words = pack(values)
+  assert words.dtype == jnp.uint32
+  assert np.asarray(words).astype('<u4').tobytes() == data
+  masked = add(KEY, words)
+  recovered = unpack(subtract(KEY, masked), values.shape, dtype)
+  assert recovered.dtype == values.dtype and bits_of(recovered) == data
+
+
+@pytest.mark.parametrize('dtype', ['float16', 'bfloat16', 'int8'])
+@pytest.mark.parametrize('jit', [True, False])
+def test_every_bit_pattern_of_a_number_comes_back(dtype, jit):
+  size = NUMPY[dtype].itemsize
+  values = np.arange(256**size, dtype=f'<u{size}').view(NUMPY[dtype])
+  values = jnp.asarray(values.reshape(2, -1))
+  if jit:
+    recovered = unpack(pack(values), values.shape, dtype)
+  else:
+    recovered = masking.unpack(masking.pack(values), values.shape, dtype)
+  assert bits_of(recovered) == bits_of(values)
+
+
+def test_the_last_word_is_filled_with_zeros():
+  words = masking.pack(jnp.array([[1, 2, 3], [-1, 5, 6]], jnp.int8))
+  assert [hex(word) for word in words] == ['0xff030201', '0x605']
+  assert masking.num_words((2, 3), 'int8') == 2
+  assert masking.num_words((3,), 'bfloat16') == 2
+
+
+@hypothesis.given(
+  st.binary(min_size=32, max_size=32),
+  st.lists(st.integers(0, 2**32 - 1), min_size=20, max_size=20),
+)
+@hypothesis.settings(max_examples=50, deadline=None)
+def test_masking_adds_the_keystream_modulo_two_to_the_32(key, words):
+  words = np.array(words, np.uint32)
+  found = np.asarray(add(chacha.key_words(key), words))
+  expected = (words + stream_of(key, 80).astype(np.uint64)) % 2**32
+  np.testing.assert_array_equal(found, expected.astype(np.uint32))
+  np.testing.assert_array_equal(subtract(chacha.key_words(key), found), words)
+
+
+LATENT = np.random.default_rng(0).standard_normal((3, 4, 5, 6), np.float32)
+
+
+@pytest.mark.parametrize(
+  'dtype, error',
+  [('float32', 0), ('bfloat16', 2**-8), ('float16', 2**-11), ('int8', 0.5)],
+)
+def test_quantising_errs_as_the_table_says(dtype, error):
+  x = LATENT * np.array([1, 1e-6, 100], np.float32).reshape(3, 1, 1, 1)
+  values, scale = masking.quantise(jnp.asarray(x), dtype)
+  assert values.dtype == NUMPY[dtype] and scale.shape == (3,)
+  found = np.asarray(masking.dequantise(values, scale))
+  assert found.dtype == np.float32
+  largest = np.abs(x).max(axis=(1, 2, 3), keepdims=True)
+  if dtype == 'int8':
+    np.testing.assert_allclose(scale, largest.ravel() / 127, rtol=1e-6)
+    bound = 0.5001 * largest / 127
+    assert np.abs(np.asarray(values, np.int32)).max() == 127
+  else:
+    bound = error * np.abs(x) + (2**-25 if dtype == 'float16' else 0)
+  assert np.all(np.abs(found - x) <= bound)
+
+
+@pytest.mark.parametrize('dtype', masking.DTYPES)
+@pytest.mark.parametrize('jit', [True, False])
+def test_zeros_denormals_and_extremes_stay_numbers(dtype, jit):
+  x = np.zeros((4, 8), np.float32)
+  x[1] = 1e-42
+  x[2] = np.finfo(np.float32).tiny
+  x[3, 0] = 60000.0
+  function = functools.partial(masking.quantise, dtype=dtype)
+  values, scale = (jax.jit(function) if jit else function)(x)
+  found = np.asarray(masking.dequantise(values, scale))
+  assert np.isfinite(found).all() and np.isfinite(scale).all()
+  np.testing.assert_allclose(found, x, rtol=2**-8, atol=2e-38)
+
+
+@pytest.mark.parametrize('dtype', masking.DTYPES)
+@pytest.mark.parametrize('bad', [np.nan, np.inf, -np.inf])
+def test_a_bad_number_shows_in_its_examples_scale(dtype, bad):
+  x = LATENT.copy()
+  x[1, 2, 3, 4] = bad
+  _, scale = masking.quantise(jnp.asarray(x), dtype)
+  assert np.isnan(scale).tolist() == [False, True, False]
+  if dtype == 'float16':  # too large for it
+    _, scale = masking.quantise(jnp.full([1, 1], 1e5), dtype)
+    assert np.isnan(scale[0])
+
+
+@pytest.mark.parametrize('dtype', masking.DTYPES)
+def test_unmask_undoes_mask(dtype):
+  latents = {
+    's3': {'values': jnp.asarray(LATENT), 'norm': jnp.array([1.0, 2.0, 3.0])},
+    'b': {'values': jnp.asarray(LATENT[:, :1]), 'norm': jnp.zeros(3)},
+  }
+  like = {name: entry['values'] for name, entry in latents.items()}
+  keys = {'s3': KEY, 'b': chacha.key_words(bytes(32))}
+  masked = jax.jit(functools.partial(masking.mask, dtype=dtype))(keys, latents)
+  assert masked['s3']['words'].shape == (masking.num_words((360,), dtype),)
+  assert masked['s3']['numbers'].shape == (3, 2)
+  found = jax.jit(lambda *args: masking.unmask(*args, like, dtype=dtype))(
+    keys, masked
+  )
+  for name, entry in latents.items():
+    np.testing.assert_array_equal(found[name]['norm'], entry['norm'])
+    expected = masking.dequantise(*masking.quantise(entry['values'], dtype))
+    np.testing.assert_array_equal(found[name]['values'], expected)
+
+
+def test_masked_words_are_uniform_and_two_messages_unrelated():
+  """Of the least random latents there are, all the same, under test keys."""
+  keys = [chacha.key_words(bytes([number]) * 32) for number in range(3)]
+  words = pack(np.full(2**18, 7, np.int8))
+  messages = [np.asarray(add(key, words)) for key in keys]
+  for message in messages:
+    for shift in (0, 8, 16, 24):
+      counts = np.bincount((message >> shift) & 255, minlength=256)
+      assert scipy.stats.chisquare(counts).pvalue > 1e-6
+    bits = (message[:, None] >> np.arange(32, dtype=np.uint32)) & 1
+    ones = bits.sum(axis=0)
+    sigma = np.sqrt(len(message)) / 2
+    assert np.abs(ones - len(message) / 2).max() < 5.5 * sigma
+  for one, other in itertools.combinations(messages, 2):
+    correlation = np.corrcoef(one.astype(float), other.astype(float))[0, 1]
+    assert abs(correlation) < 5.5 / np.sqrt(len(one))
+    counts = np.bincount((one - other) & 255, minlength=256)
+    assert scipy.stats.chisquare(counts).pvalue > 1e-6
+    assert np.sum(one == other) <= 3
+
+
+LATENTS = {'b': {'values': jnp.ones([1, 2]), 'norm': jnp.ones(1)}}
+
+
+@pytest.mark.parametrize(
+  'call, message',
+  [
+    (lambda: masking.quantise(jnp.ones([1, 2]), 'int4'), 'dtype.*int8.*int4'),
+    (lambda: masking.pack(jnp.ones(2, 'int32')), "dtype.*'int32'"),
+    (lambda: masking.unpack(jnp.zeros(2, 'uint32'), (2,), 'int8'), 'words.*1'),
+    (lambda: masking.unpack(jnp.zeros(1), (1,), 'float32'), 'uint32.*float32'),
+    (lambda: masking.add_keystream(KEY, jnp.zeros(2)), 'words.*float32'),
+    (lambda: masking.mask({'s3': KEY}, LATENTS, dtype='int8'), 'names'),
+    (
+      lambda: masking.unmask(
+        {'b': KEY},
+        masking.mask({'b': KEY}, LATENTS, dtype='int8'),
+        {'b': jnp.ones([2, 1])},
+        dtype='int8',
+      ),
+      'b: numbers',
+    ),
+  ],
+)
+def test_errors_name_what_is_wrong(call, message):
+  with pytest.raises(ValueError, match=message):
+    call()
