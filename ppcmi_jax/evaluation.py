@@ -55,6 +55,24 @@ def segmentation(config: Any, run: Run) -> dict[str, Any]:
   return result
 
 
+def official_scores(config: Any, run: Run) -> dict[str, Any]:
+  """Scores the masks as the official code does, to compare with its figures.
+
+  Returns:
+    {client: as `evaluators.segmentation` with preset='official'}.
+  """
+  del config
+  return {
+    name: evaluators.segmentation(
+      run.predict[name],
+      parts['test'],
+      class_names=run.data.class_names,
+      preset='official',
+    )
+    for name, parts in run.data.hospitals.items()
+  }
+
+
 def autoencoders(config: Any, run: Run) -> dict[str, Any]:
   """Scores images and masks that went through the autoencoders and back.
 
@@ -148,6 +166,7 @@ def cross(config: Any, run: Run) -> dict[str, Any]:
 
 EVALUATIONS: Mapping[str, Callable[[Any, Run], dict[str, Any]]] = {
   'segmentation': segmentation,
+  'official_scores': official_scores,
   'autoencoders': autoencoders,
   'query': query,
   'networks': networks,

@@ -24,10 +24,10 @@ from ppcmi_jax import (
 )
 
 # Printed are those that fit a screen; the page has all.
-UNPRINTED = ('segmentation_spread',)
+UNPRINTED = ('segmentation_spread', 'official_scores')
 # Which table stands in which section of the page.
 SECTIONS = {
-  'Segmentation': ('segmentation', 'segmentation_spread'),
+  'Segmentation': ('segmentation', 'segmentation_spread', 'official_scores'),
   'Autoencoders': ('autoencoders',),
   'What crosses, and who can open it': ('cross_client',),
   'Cost of a query': ('query', 'networks'),
@@ -83,7 +83,7 @@ def _page(config, run, results, built, figures) -> str:
         continue
       table = by_name[name]
       if name in UNPRINTED:
-        parts.append(page.details('Spread of every score', table))
+        parts.append(page.details(table.title, table))
       else:
         parts.append(table)
     parts += [

@@ -14,7 +14,6 @@ Autoencoders that do not differ between variants are trained once and copied.
 """
 
 import json
-import math
 import pathlib
 import shutil
 import time
@@ -26,11 +25,12 @@ import numpy as np
 from ppcmi_jax import (
   collaboration,
   evaluation,
-  intervals,
   learners,
+  study_tables,
   tables,
   workdir,
 )
+from ppcmi_jax.figures import methods
 
 GetConfig = Callable[..., Any]
 # What a variant may change without changing its autoencoders.
@@ -46,12 +46,7 @@ MAPPING_FIELDS = (
   'standardise',
   'wire_dtype',
 )
-# What a hospital lets out, by kind of method.
-LEAVES = {
-  'ppcmi_sf': 'latents, protected by {protection!r}',
-  'baseline': 'images and masks',
-  'local': 'nothing',
-}
+EXAMPLES = 'examples.npz'
 
 
 class Variant(NamedTuple):
@@ -146,7 +141,8 @@ def run(
     path: of the study's workdir; each variant has a folder in it.
 
   Returns:
-    The tables, as workdir/<name>.csv, .tex and .txt hold them.
+    The tables, as workdir/<name>.csv, .tex and .txt hold them; <name>.png
+    shows a test case of each client.
 
   Raises:
     ValueError: an unknown study, or what training a variant raises; what was
@@ -173,7 +169,8 @@ def run(
       f'about {left * np.mean(spent) / 60:.0f} min',
       flush=True,
     )
-  built = [_table(name, variants, done)]
+  configs = {variant.name: variant.config for variant in variants}
+  built = [study_tables.build(name, configs, done)]
   folder = workdir.Workdir(
     _folder(root, variants[0]), variants[0].config.to_dict(), create=False
   )
@@ -185,6 +182,7 @@ def run(
       ('tex', tables.latex),
     ):
       folder.write_text(root / f'{table.name}.{suffix}', render(table) + '\n')
+  _draw(name, variants, root)
   return built
 
 
@@ -237,6 +235,7 @@ def _evaluated(variant, earlier: Sequence[Variant], root) -> dict[str, Any]:
     names = ('segmentation', 'query', 'networks')
     results = evaluation.evaluate(config, path, trained, names)
     results['minutes'] = minutes
+    _keep_examples(trained, path)
     folder = workdir.Workdir(path, config.to_dict(), create=False)
     file = folder.path / 'eval' / evaluation.RESULTS
     folder.write_text(file, json.dumps(results, indent=1) + '\n')
@@ -244,6 +243,58 @@ def _evaluated(variant, earlier: Sequence[Variant], root) -> dict[str, Any]:
   folder = workdir.Workdir(path, config.to_dict(), create=False)
   return workdir.read_object(
     folder.path / 'eval' / evaluation.RESULTS, 'delete it to run it again'
+  )
+
+
+def _keep_examples(trained, path) -> None:
+  """Writes one test case of each client, to be drawn beside other variants."""
+  kept: dict[str, list[Any]] = {
+    key: [] for key in ('image', 'truth', 'prediction', 'spacing_mm', 'case')
+  }
+  for name, parts in trained.data.hospitals.items():
+    test = parts['test']
+    row = slice(len(test.case) // 2, len(test.case) // 2 + 1)
+    values = (
+      test.image[row],
+      test.mask[row],
+      np.asarray(trained.predict[name](test.image[row])),
+      test.spacing_mm[row],
+      test.case[row],
+    )
+    for key, value in zip(kept, values):
+      kept[key].append(value)
+  arrays = {key: np.concatenate(values) for key, values in kept.items()}
+  np.savez(
+    path / 'eval' / EXAMPLES,
+    class_names=np.array(trained.data.class_names),
+    **arrays,
+  )
+
+
+def _draw(name, variants, root) -> None:
+  """Draws what the variants of the same test cases make of them."""
+  first, predictions = None, {}
+  for variant in variants:
+    file = _folder(root, variant) / 'eval' / EXAMPLES
+    if not file.exists():
+      continue
+    with np.load(file, allow_pickle=False) as arrays:
+      found = {key: arrays[key] for key in arrays}
+    first = found if first is None else first
+    if np.array_equal(found['case'], first['case']):
+      predictions[variant.name] = found['prediction']
+  if first is None:
+    return
+  methods.draw_methods(
+    root / f'{name}.png',
+    image=first['image'],
+    truth=first['truth'],
+    predictions=predictions,
+    class_names=first['class_names'].tolist(),
+    spacing_mm=first['spacing_mm'],
+    case=first['case'].tolist(),
+    title=f'Study {name!r}: one test case of each client',
+    width_mm=180,
   )
 
 
@@ -272,96 +323,3 @@ def _reuse_autoencoders(variant, earlier, root) -> None:
           shutil.copytree(source, partial)
           target.mkdir(parents=True, exist_ok=True)
           partial.rename(target / source.name)
-
-
-def _table(name, variants, done) -> tables.Table:
-  names = sorted({name for r in done.values() for name in r['segmentation']})
-  rows = [_row(variant, done[variant.name], names) for variant in variants]
-  config = variants[0].config
-  return tables.Table(
-    name,
-    f'Study {name!r} on {config.dataset}, {config.image_size}x'
-    f'{config.image_size}, test split.',
-    ['variant', 'Dice', *(f'of {name}' for name in names), 'HD95', 'ASD',
-     'worst structure', 'parameters', 'GFLOP', 'ms', 'KiB sent', 'minutes',
-     'leaves the hospital'],
-    rows,
-    'Dice, HD95, ASD: mean over the structures, then over the clients, with a '
-    '95 % bootstrap interval over subjects\nwhere there are two or more of '
-    'each client; they say nothing of another training run. worst structure: '
-    'lowest Dice\nof a client and structure. parameters, GFLOP: of a query. '
-    'ms: median of a query of batch 1. KiB sent: of a query,\none way. '
-    'minutes: of training, less what was copied from an earlier variant.',
-  )  # fmt: skip
-
-
-def _row(variant, results, names) -> list[Any]:
-  config, segmentation = variant.config, results['segmentation']
-  means = {
-    metric: _mean(segmentation, metric)
-    for metric in ('dice', 'hd95_mm', 'asd_mm')
-  }
-  worst = min(
-    (scores['dice'], f'{label}, {client}')
-    for client, parts in segmentation.items()
-    for label, scores in parts['scores'].items()
-    if label not in ('foreground', 'mean')
-    and isinstance(scores, dict)
-    and scores.get('dice') is not None
-  )
-  query = next(iter(results['query'].values()))
-  costs = list(results['networks'].values())
-  is_baseline = config.method in learners.BASELINES
-  kind = 'baseline' if is_baseline else 'ppcmi_sf'
-  if is_baseline and not config.pooled:
-    kind = 'local'
-  sent = query.get(
-    'query_bytes', 0 if kind == 'local' else query['image_bytes']
-  )
-  return [
-    variant.name,
-    means['dice'],
-    *(
-      segmentation[name]['scores']['mean']['dice']
-      if name in segmentation
-      else math.nan
-      for name in names
-    ),
-    means['hd95_mm'],
-    means['asd_mm'],
-    f'{worst[0]:.3f} ({worst[1]})',
-    f'{sum(cost["parameters"] for cost in costs):,}',
-    f'{sum(cost["flops"] or 0 for cost in costs) / 1e9:.2f}',
-    f'{query["latency"]["total"]["p50_ms"]:.1f}',
-    f'{sent / 1024:.1f}',
-    f'{results["minutes"]:.1f}',
-    LEAVES[kind].format(protection=config.get('protection')),
-  ]
-
-
-def _mean(segmentation: Mapping[str, Any], metric: str) -> tables.Interval:
-  """Averages a score over structures, then clients, with its interval."""
-  values, draws = [], []
-  for k, parts in enumerate(segmentation.values()):
-    scores = parts['scores']
-    values.append(scores['mean'][metric])
-    rows = scores['per_case']
-    names = sorted({row['class'] for row in rows})
-    cases = sorted({row['index'] for row in rows})
-    table = np.full((len(cases), len(names)), np.nan)
-    subject = {row['index']: row['subject'] for row in rows}
-    for row in rows:
-      if row[metric] is not None:
-        where = cases.index(row['index']), names.index(row['class'])
-        table[where] = row[metric]
-    table = table[
-      :, [scores[n]['n'] - scores[n]['n_spurious'] > 0 for n in names]
-    ]
-    means = intervals.bootstrap_means(
-      table, subject=np.array([subject[i] for i in cases]), seed=k
-    )
-    draws.append(np.mean(means, axis=-1))
-  low, high = intervals.percentile_interval(
-    np.mean(draws, axis=0)[:, None], level=0.95
-  )[0]
-  return tables.Interval(float(np.mean(values)), float(low), float(high))

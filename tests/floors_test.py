@@ -29,7 +29,7 @@ FLOORS = {
   5: 'training',
   6: 'learners attacks',
   7: 'hospitals',
-  8: 'collaboration',
+  8: 'collaboration study_tables',
   9: 'cross_client conversion',
   10: 'evaluation',
   11: 'report_tables studies',

@@ -79,6 +79,8 @@ def test_a_stopped_study_goes_on(tmp_path, monkeypatch, capsys):
   assert math.isnan(second['of 3']) and not math.isnan(second['of 2'])
   for suffix in ('csv', 'tex', 'txt'):
     assert (tmp_path / 'study' / f'pooling.{suffix}').stat().st_size > 100
+  picture = (tmp_path / 'study' / 'pooling.png').read_bytes()
+  assert picture.startswith(b'\x89PNG')
   # Again: nothing is trained, and the table is the same.
   monkeypatch.setattr(collaboration, 'train', None)
   (again,) = run()

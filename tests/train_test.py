@@ -131,8 +131,8 @@ def test_one_run_gives_tables_json_and_pictures(trained):
   for suffix in ('csv', 'tex'):
     names = {path.stem for path in (report / 'tables').glob(f'*.{suffix}')}
     assert names == {
-      'segmentation', 'segmentation_spread', 'autoencoders', 'cross_client',
-      'query', 'networks',
+      'segmentation', 'segmentation_spread', 'official_scores',
+      'autoencoders', 'cross_client', 'query', 'networks',
     }  # fmt: skip
   assert (workdir / 'split.csv').read_text().startswith('case,subject,site')
   assert (workdir / 'metrics.jsonl').read_text().count('\n') == 3 * 7

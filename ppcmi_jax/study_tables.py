@@ -1,0 +1,121 @@
+"""The table of a study: a row a run, from its eval/results.json."""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ppcmi_jax import intervals, learners, tables
+
+# What a hospital lets out, by kind of method.
+LEAVES = {
+  'ppcmi_sf': 'latents, protected by {protection!r}',
+  'baseline': 'images and masks',
+  'local': 'nothing',
+}
+
+
+def build(
+  name: str, configs: Mapping[str, Any], done: Mapping[str, Any]
+) -> tables.Table:
+  """Returns the table of a study, a row a variant.
+
+  Args:
+    name: of the study.
+    configs: {variant: its configuration}.
+    done: {variant: what its eval/results.json holds}.
+  """
+  names = sorted({name for r in done.values() for name in r['segmentation']})
+  rows = [
+    _row(variant, config, done[variant], names)
+    for variant, config in configs.items()
+  ]
+  config = next(iter(configs.values()))
+  return tables.Table(
+    name,
+    f'Study {name!r} on {config.dataset}, {config.image_size}x'
+    f'{config.image_size}, test split.',
+    ['variant', 'Dice', *(f'of {name}' for name in names), 'HD95', 'ASD',
+     'worst structure', 'parameters', 'GFLOP', 'ms', 'KiB sent', 'minutes',
+     'leaves the hospital'],
+    rows,
+    'Dice, HD95, ASD: mean over the structures, then over the clients, with a '
+    '95 % bootstrap interval over subjects\nwhere there are two or more of '
+    'each client; they say nothing of another training run. worst structure: '
+    'lowest Dice\nof a client and structure. parameters, GFLOP: of a query. '
+    'ms: median of a query of batch 1. KiB sent: of a query,\none way. '
+    'minutes: of training, less what was copied from an earlier variant.',
+  )  # fmt: skip
+
+
+def _row(variant, config, results, names) -> list[Any]:
+  segmentation = results['segmentation']
+  means = {
+    metric: _mean(segmentation, metric)
+    for metric in ('dice', 'hd95_mm', 'asd_mm')
+  }
+  worst = min(
+    (scores['dice'], f'{label}, {client}')
+    for client, parts in segmentation.items()
+    for label, scores in parts['scores'].items()
+    if label not in ('foreground', 'mean')
+    and isinstance(scores, dict)
+    and scores.get('dice') is not None
+  )
+  query = next(iter(results['query'].values()))
+  costs = list(results['networks'].values())
+  is_baseline = config.method in learners.BASELINES
+  kind = 'baseline' if is_baseline else 'ppcmi_sf'
+  if is_baseline and not config.pooled:
+    kind = 'local'
+  sent = query.get(
+    'query_bytes', 0 if kind == 'local' else query['image_bytes']
+  )
+  return [
+    variant,
+    means['dice'],
+    *(
+      segmentation[name]['scores']['mean']['dice']
+      if name in segmentation
+      else math.nan
+      for name in names
+    ),
+    means['hd95_mm'],
+    means['asd_mm'],
+    f'{worst[0]:.3f} ({worst[1]})',
+    f'{sum(cost["parameters"] for cost in costs):,}',
+    f'{sum(cost["flops"] or 0 for cost in costs) / 1e9:.2f}',
+    f'{query["latency"]["total"]["p50_ms"]:.1f}',
+    f'{sent / 1024:.1f}',
+    f'{results["minutes"]:.1f}',
+    LEAVES[kind].format(protection=config.get('protection')),
+  ]
+
+
+def _mean(segmentation: Mapping[str, Any], metric: str) -> tables.Interval:
+  """Averages a score over structures, then clients, with its interval."""
+  values, draws = [], []
+  for k, parts in enumerate(segmentation.values()):
+    scores = parts['scores']
+    values.append(scores['mean'][metric])
+    rows = scores['per_case']
+    names = sorted({row['class'] for row in rows})
+    cases = sorted({row['index'] for row in rows})
+    table = np.full((len(cases), len(names)), np.nan)
+    subject = {row['index']: row['subject'] for row in rows}
+    for row in rows:
+      if row[metric] is not None:
+        where = cases.index(row['index']), names.index(row['class'])
+        table[where] = row[metric]
+    table = table[
+      :, [scores[n]['n'] - scores[n]['n_spurious'] > 0 for n in names]
+    ]
+    means = intervals.bootstrap_means(
+      table, subject=np.array([subject[i] for i in cases]), seed=k
+    )
+    draws.append(np.mean(means, axis=-1))
+  low, high = intervals.percentile_interval(
+    np.mean(draws, axis=0)[:, None], level=0.95
+  )[0]
+  return tables.Interval(float(np.mean(values)), float(low), float(high))
