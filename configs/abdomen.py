@@ -20,7 +20,11 @@ SMALL_BASELINES = {
   'fatnet': {'width': 20, 'transformer_dim': 96, 'transformer_layers': 4},
 }
 # As published.
-FULL_BASELINES = {'unet': {}, 'ghostnet': {}, 'fatnet': {}}
+FULL_BASELINES = {
+  'unet': {'width': 64},
+  'ghostnet': {'width': 64},
+  'fatnet': {'width': 64, 'transformer_dim': 192, 'transformer_layers': 12},
+}
 
 
 def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:

@@ -24,7 +24,14 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   """Returns the configuration of a method, see configs/abdomen.py."""
   config = abdomen.get_config(method)
   config.dataset = 'folder'
-  config.dataset_options = {'classes': ('background', 'foreground')}
+  config.dataset_options = {
+    'classes': ('background', 'foreground'),
+    'csv': '',
+    'dtype': 'uint8',
+    'labels': (),
+    'on_error': 'stop',
+    'window': (),
+  }
   config.split = 'content'
   config.partition = 'iid'
   config.num_clients = 3

@@ -23,6 +23,7 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   """Returns the configuration of a method, see configs/abdomen.py."""
   config = abdomen.get_config(method)
   config.dataset = 'fumpe'
+  config.dataset_options = {'on_error': 'stop', 'order': 'verify'}
   config.image_size = 256
   config.eval_every = 250
   config.patience = 20

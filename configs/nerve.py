@@ -23,6 +23,7 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   """Returns the configuration of a method, see configs/abdomen.py."""
   config = abdomen.get_config(method)
   config.dataset = 'nerve'
+  config.dataset_options = {'on_error': 'stop', 'contradictions': 'keep'}
   config.image_size = 256
   config.distance_unit = 'pixels'  # of the stored images
   config.eval_every = 250

@@ -11,11 +11,13 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+DEFAULT = 'configs/abdomen.py'
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
-  'configs/abdomen.py',
-  'Configuration file, with the method behind a colon: configs/abdomen.py:unet.'
-  ' Fields are overridden by --config.FIELD=VALUE.',
+  None,
+  f'Configuration file ({DEFAULT} if none is named), with the method behind a '
+  'colon: configs/abdomen.py:unet. Fields are overridden by '
+  '--config.FIELD=VALUE.',
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', 'runs/abdomen', 'Folder of the run: checkpoints, keys, results.'
@@ -50,6 +52,9 @@ def run(call: Callable[[Any, str], Any]) -> None:
   disk) becomes one line on stderr and exit code 2; what was computed stays.
   """
   jax.config.config_with_absl()
+  if not any(flag.lstrip('-').split('=')[0] == 'config' for flag in sys.argv):
+    # A default of the flag itself would be read, and might fail, on import.
+    sys.argv.insert(1, f'--config={DEFAULT}')
   app.run(lambda _: _run(call), flags_parser=_parse)
 
 
@@ -67,6 +72,9 @@ def _run(call: Callable[[Any, str], Any]) -> None:
 def _parse(argv: Sequence[str]) -> list[str]:
   try:
     rest = flags.FLAGS(argv)
+  except (AttributeError, KeyError) as error:
+    field = str(error).strip('\'"')
+    _fail(f'the configuration has no field {field!r}, which a flag names')
   except Exception as error:  # a configuration file may raise anything
     _fail(error)
   if len(rest) > 1:

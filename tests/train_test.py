@@ -336,6 +336,24 @@ def test_bad_field_costs_nothing(data_dir, tmp_path, field, value, word):
   assert not (tmp_path / 'w').exists()
 
 
+def test_unknown_nested_field_is_one_line(script, tmp_path):
+  flag = '--config.mapping_options.wide=3'
+  line = refused(script('train.py', tmp_path / 'w', flag))
+  assert "no field 'wide'" in line
+
+
+def test_unknown_field_of_the_default_configuration_is_one_line(environment):
+  process = subprocess.Popen(
+    [sys.executable, str(ROOT / 'train.py'), '--config.nonsense=1'],
+    cwd=ROOT,
+    env=environment,
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert "no field 'nonsense'" in refused(process)
+
+
 def test_unknown_data_set_names_those_there_are(data_dir, tmp_path):
   config = config_of(data_dir)
   config.dataset = 'brats'
