@@ -301,6 +301,9 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
 def _networks(autoencoders, task, pair, data, trained, server_state):
   state = next(iter(trained.values())).state
 
+  def half(variables, name):
+    return {kind: {name: tree[name]} for kind, tree in variables.items()}
+
   def encode(variables, image):
     image = images.unit_image(image)
     return autoencoders.image_model.apply(
@@ -313,11 +316,15 @@ def _networks(autoencoders, task, pair, data, trained, server_state):
     )
 
   return {
-    'image encoder': (encode, state.image, (data.sample()['image'],)),
+    'image encoder': (
+      encode,
+      half(state.image, 'encoder'),
+      (data.sample()['image'],),
+    ),
     'mapping network': (
       task.predict,
       server_state.variables,
       (pair['image'], pair['client']),
     ),
-    'mask decoder': (decode, state.mask, (pair['mask'],)),
+    'mask decoder': (decode, half(state.mask, 'decoder'), (pair['mask'],)),
   }

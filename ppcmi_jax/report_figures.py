@@ -137,8 +137,7 @@ def _reconstructions(run, folder, count: int = 3) -> list[Figure]:
 def _latents(config, run, folder) -> list[Figure]:
   """Draws image latents of the training cases, and as they are sent."""
   before, after = {}, {}
-  encode, _, _ = run.networks['image encoder']
-  encode = jax.jit(encode)
+  encode = jax.jit(run.networks['image encoder'][0])
   for name, hospital in run.hospitals.items():
     image = run.data.hospitals[name]['train'].image[:LATENT_CASES]
     message, _ = hospital.client.protect(hospital.state, image)
