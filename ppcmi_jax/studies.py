@@ -131,7 +131,7 @@ def _changed(base, **fields):
 
 def run(
   name: str, get_config: GetConfig, base: Any, path: str | pathlib.Path
-) -> list[tables.Table]:
+) -> tables.Table:
   """Trains and evaluates what is missing of a study; prints its table.
 
   Args:
@@ -141,8 +141,8 @@ def run(
     path: of the study's workdir; each variant has a folder in it.
 
   Returns:
-    The tables, as workdir/<name>.csv, .tex and .txt hold them; <name>.png
-    shows a test case of each client.
+    The table, which workdir/<name>.csv, .tex and .txt hold, too, as far as it
+    is done; <name>.png shows a test case of each client.
 
   Raises:
     ValueError: an unknown study, or what training a variant raises; what was
@@ -159,31 +159,36 @@ def run(
   _print_plan(name, variants, root)
   done: dict[str, Any] = {}
   spent: list[float] = []
-  for i, variant in enumerate(variants):
+  for i, variant in enumerate(variants, start=1):
+    missing = [v for v in variants[i - 1 :] if not _is_done(root, v)]
     start = time.monotonic()
-    done[variant.name] = _evaluated(variant, variants[:i], root)
-    spent.append(time.monotonic() - start)
-    left = len(variants) - i - 1
-    print(
-      f'{variant.name}: done after {spent[-1] / 60:.1f} min; {left} left, '
-      f'about {left * np.mean(spent) / 60:.0f} min',
-      flush=True,
-    )
-  configs = {variant.name: variant.config for variant in variants}
-  built = [study_tables.build(name, configs, done)]
-  folder = workdir.Workdir(
-    _folder(root, variants[0]), variants[0].config.to_dict(), create=False
-  )
-  for table in built:
-    print('\n' + tables.text(table))
-    for suffix, render in (
-      ('txt', tables.text),
-      ('csv', tables.csv),
-      ('tex', tables.latex),
-    ):
-      folder.write_text(root / f'{table.name}.{suffix}', render(table) + '\n')
+    done[variant.name] = _evaluated(variant, variants[: i - 1], root)
+    configs = {v.name: v.config for v in variants[:i]}
+    table = study_tables.build(name, configs, done)
+    _write(root, variant, table)
+    if variant in missing:
+      spent.append((time.monotonic() - start) / 60)
+      print(
+        f'{variant.name}: done after {spent[-1]:.1f} min; {len(missing) - 1} '
+        f'left, about {(len(missing) - 1) * np.mean(spent):.0f} min',
+        flush=True,
+      )
+  print('\n' + tables.text(table))
   _draw(name, variants, root)
-  return built
+  return table
+
+
+def _write(root, variant, table) -> None:
+  """Writes the table of what is done so far."""
+  folder = workdir.Workdir(
+    _folder(root, variant), variant.config.to_dict(), create=False
+  )
+  for suffix, render in (
+    ('txt', tables.text),
+    ('csv', tables.csv),
+    ('tex', tables.latex),
+  ):
+    folder.write_text(root / f'{table.name}.{suffix}', render(table) + '\n')
 
 
 def _folder(root, variant) -> pathlib.Path:

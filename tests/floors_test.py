@@ -25,7 +25,7 @@ FLOORS = {
   1: 'page sealed models datasets key_store official_metrics splits partitions',
   2: 'client server input_pipeline official score_table',
   3: 'tasks',
-  4: 'train_step evaluators figures',
+  4: 'train_step evaluators figures private_training',
   5: 'training',
   6: 'learners attacks',
   7: 'hospitals',
@@ -42,7 +42,9 @@ FLOORS = {
 HEAVY = {
   'SimpleITK': 'datasets',
   'cryptography': 'keyring sealed',
+  'dp_accounting': 'private_training',
   'flwr': '',
+  'jax_privacy': 'attacks',
   'grpc': '',
   'matplotlib': 'figures',
   'nibabel': 'datasets',

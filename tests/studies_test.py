@@ -64,8 +64,10 @@ def test_a_stopped_study_goes_on(tmp_path, monkeypatch, capsys):
   with pytest.raises(KeyboardInterrupt):
     run()
   assert 'all, pooled: done' in capsys.readouterr().out
+  so_far = (tmp_path / 'study' / 'pooling.txt').read_text()
+  assert 'all, pooled' in so_far and 'two' not in so_far.replace('two or', '')
   monkeypatch.setattr(collaboration, 'train', train)
-  (table,) = run()
+  table = run()
   out = capsys.readouterr().out
   assert out.count('   done') == 1 and out.count('to run') == 1
   assert [row[0] for row in table.rows] == ['all, pooled', 'two']
@@ -83,7 +85,7 @@ def test_a_stopped_study_goes_on(tmp_path, monkeypatch, capsys):
   assert picture.startswith(b'\x89PNG')
   # Again: nothing is trained, and the table is the same.
   monkeypatch.setattr(collaboration, 'train', None)
-  (again,) = run()
+  again = run()
   assert tables.text(again) == tables.text(table)
   # A variant that changed is not mistaken for what is there.
   config.seed = 1

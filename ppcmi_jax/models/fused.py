@@ -19,14 +19,19 @@ SCALES = ('s3', 's4', 'b')  # fine to coarse
 
 
 class ResidualBlock(nn.Module):
-  """Two 3x3 convolutions with BatchNorm and ReLU, and a shortcut."""
+  """Two 3x3 convolutions with a normalisation and ReLU, and a shortcut."""
 
   features: int
   axis_name: str | None = None
+  norm: str = 'batch'
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     def norm(x, name):
+      if self.norm == 'group':
+        # Groups of one channel at one position would be zero.
+        groups = [n for n in (8, 4, 2) if self.features % (2 * n) == 0]
+        return nn.GroupNorm(num_groups=[*groups, 1][0], name=name)(x)
       return nn.BatchNorm(
         use_running_average=not train,
         momentum=0.9,
@@ -56,6 +61,9 @@ class FusedMapping(nn.Module):
     dropout: rate of whole channels dropped at the coarsest level.
     relu: whether outputs end in a ReLU; off where latents are standardised.
     axis_name: pmap axis over which batch statistics are averaged, or None.
+    norm: 'batch', or 'group', with which no example's answer depends on the
+      batch's others, so that a gradient of one example exists (DP-SGD); the
+      pyramid pooling, whose normalisation is BatchNorm, is left out then.
   """
 
   widths: Sequence[int] = (96, 160, 256)
@@ -63,16 +71,22 @@ class FusedMapping(nn.Module):
   dropout: float = 0.2
   relu: bool = True
   axis_name: str | None = None
+  norm: str = 'batch'
 
   @nn.compact
   def __call__(
     self, latents: Mapping[str, jax.Array], *, train: bool
   ) -> dict[str, jax.Array]:
+    if self.norm not in ('batch', 'group'):
+      raise ValueError(
+        f"norm: expected 'batch' or 'group', found {self.norm!r}"
+      )
+
     def level(x, features, name):
       for i in range(self.blocks):
-        x = ResidualBlock(features, self.axis_name, name=f'{name}_{i}')(
-          x, train=train
-        )
+        x = ResidualBlock(
+          features, self.axis_name, self.norm, name=f'{name}_{i}'
+        )(x, train=train)
       return x
 
     skips, x = {}, None
@@ -82,7 +96,10 @@ class FusedMapping(nn.Module):
         z = jnp.concatenate([nn.max_pool(x, (2, 2), strides=(2, 2)), z], -1)
       x = skips[scale] = level(z, features, f'down_{scale}')
     x = mapping.PyramidPooling(
-      self.widths[-1], axis_name=self.axis_name, name='context'
+      self.widths[-1],
+      pooling='pyramid' if self.norm == 'batch' else 'none',
+      axis_name=self.axis_name,
+      name='context',
     )(x, train=train)
     x = nn.Dropout(
       self.dropout, broadcast_dims=(1, 2), deterministic=not train

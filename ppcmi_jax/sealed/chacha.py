@@ -10,7 +10,7 @@ Keys come from `keyring.derive`, 256 bits each, never from JAX's generators. A
 key and nonce must serve one message only. Code compiled by XLA promises no
 constant time; ChaCha20 has no table or branch that depends on the key.
 
-  >>> from ppcmi_jax import chacha
+  >>> from ppcmi_jax.sealed import chacha
   >>> key = chacha.key_words(bytes(32))
   >>> [hex(word) for word in chacha.keystream(key, 2)]  # RFC 8439, A.1, 1
   ['0xade0b876', '0x903df1a0']

@@ -29,7 +29,7 @@ have one B. N = sum of 4 ceil(item bytes x elements / 4) + 8 B. The size
 depends on shapes and dtype alone: beside the latents 192 + 37 K, rounded up
 to eight, and 8 K B bytes; 328 for one image at three scales.
 
-  >>> from ppcmi_jax import envelope
+  >>> from ppcmi_jax.sealed import envelope
   >>> header = envelope.Header(
   ...   client='clinic-1', epoch=0, direction='query', modality='image',
   ...   model_id='demo', message_id=bytes(16), counter=1, dtype='int8',

@@ -33,7 +33,7 @@ Both files and their folder must be closed to others; POSIX systems only.
 
   >>> import pathlib
   >>> import tempfile
-  >>> from ppcmi_jax import epochs
+  >>> from ppcmi_jax.sealed import epochs
   >>> with tempfile.TemporaryDirectory() as folder:
   ...   path, export = epochs.enrol(f'{folder}/client', 'clinic-1')
   ...   received = epochs.import_key(f'{folder}/server', export)

@@ -28,7 +28,7 @@ A latent with a NaN or infinity (after rounding) gets a NaN scale, which
 `sealing` refuses to send: the host needs to see these numbers only.
 
   >>> import jax.numpy as jnp
-  >>> from ppcmi_jax import chacha, masking
+  >>> from ppcmi_jax.sealed import chacha, masking
   >>> latents = {'b': {'values': jnp.ones([1, 2, 3]), 'norm': jnp.ones(1)}}
   >>> keys = {'b': chacha.key_words(bytes(32))}
   >>> masked = masking.mask(keys, latents, dtype='int8')

@@ -33,7 +33,7 @@ whether a backend flushes denormals or not. One NaN or infinity makes `norm`
 NaN, which `sealing` refuses, so the host need not see the latents to be sure.
 
   >>> import jax
-  >>> from ppcmi_jax import chacha, mixing
+  >>> from ppcmi_jax.sealed import chacha, mixing
   >>> transform = mixing.mix()
   >>> latents = {'b': jax.numpy.ones([2, 4, 4, 3])}
   >>> keys = {'b': chacha.key_words(bytes(32))}

@@ -19,7 +19,7 @@ copies the state its randomness comes from; start anew after cloning one.
 with which model and shapes. The receiver has the keys and sees the latents.
 
   >>> import numpy as np
-  >>> from ppcmi_jax import sealing
+  >>> from ppcmi_jax.sealed import sealing
   >>> key = bytes(32)
   >>> route = dict(client='clinic-1', epoch=0, direction='query',
   ...              modality='image', model_id='demo')

@@ -1,0 +1,347 @@
+"""Membership inference on a network, from its losses and those of others.
+
+Threat. The attacker can compute the loss of an example under the trained
+network (the server's own mapping network, or one it was given) and trains
+M - 1 networks like it on random halves of a population of its own (shadow
+models). It wants to know whether the example was in the training set. No
+transform of latents bears on this question.
+
+Here M networks were trained on random halves of the SUBJECTS (`halves`; frames
+of one video are no independent members), and each is the target in turn, the
+others being the shadow models. Every attack is a function of two arrays,
+
+    losses [M, N]  loss of example n under network m, lower is better fitted
+    member [M, N]  whether n was in m's training set
+
+to scores [M, N], higher where membership is more likely:
+
+  attack       score of example x under target t             source
+  -----------  --------------------------------------------  ----------------
+  threshold    - loss                                        Yeom et al. 2018
+  lira online  log N(s; in) - log N(s; out)                  arXiv 2112.03570
+  lira offline log Phi((s - mean out) / std out)             same, section V
+  rmia         share of others z whose ratio of p(z | t)     arXiv 2312.03262
+               to mean p(z) is below that of x / gamma
+
+s is a statistic of the loss, nearly Gaussian: `log_loss` -log(loss) for
+regression, as the latents' squared errors, or `logit` log(p / (1 - p)) with p =
+exp(-loss) for cross-entropies. in and out are the networks other than t that
+saw x and that did not.
+
+AUC 0.5 is chance. Judge by the true positive rate at small false positive
+rates; `evaluate` says where there are too few non-members to tell. Controls are
+part of a result: an overfitted network must score high, and shuffled
+memberships 0.5.
+
+  >>> import numpy as np
+  >>> member = halves(np.arange(200), num_models=16, seed=0)
+  >>> noise = np.random.default_rng(0).normal(size=member.shape)
+  >>> losses = np.exp(noise - 3 * member)
+  >>> result = evaluate(lira(losses, member), member, subject=np.arange(200))
+  >>> bool(result['auc'] > 0.95), result['notes'][0][:26]
+  (True, 'tpr_at_0.001: too few non-')
+"""
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import stats
+
+from ppcmi_jax import intervals
+
+FPRS = (0.01, 0.001)
+# False positives that must be possible at a rate for it to mean anything.
+_LEAST_FALSE_POSITIVES = 10
+_TINY = 1e-30
+
+
+def halves(subject: ArrayLike, *, num_models: int, seed: int) -> np.ndarray:
+  """Draws, for each network, the half of the subjects that it trains on.
+
+  The draws are independent: were each subject in exactly half of the networks,
+  the memberships in the others would tell that in the target.
+
+  Args:
+    subject: [N], the name of each example's subject.
+    num_models: M, at least 16 for a figure that is to be published.
+    seed: of the draws.
+
+  Returns:
+    bool [M, N].
+  """
+  names, index = np.unique(np.asarray(subject), return_inverse=True)
+  rng = np.random.default_rng(seed)
+  ranks = [rng.permutation(len(names)) for _ in range(num_models)]
+  return (np.stack(ranks) < len(names) // 2)[:, index]
+
+
+def threshold(losses: ArrayLike, member: ArrayLike) -> np.ndarray:
+  """Returns minus the loss [M, N]; uses no shadow models (Yeom et al. 2018)."""
+  return -_check(losses, member)[0]
+
+
+def lira(
+  losses: ArrayLike,
+  member: ArrayLike,
+  *,
+  statistic: Literal['log_loss', 'logit'] = 'log_loss',
+  online: bool = True,
+) -> np.ndarray:
+  """Scores by the likelihood ratio attack (arXiv 2112.03570, algorithm 1).
+
+  The deviations of the Gaussians are pooled over examples, as the paper advises
+  for fewer than 64 shadow models; the means are each example's own.
+
+  Args:
+    losses: float [M, N].
+    member: bool [M, N].
+    statistic: of the loss, see the module's docstring.
+    online: whether shadow models that saw the example are used too.
+
+  Returns:
+    float64 [M, N].
+
+  Raises:
+    ValueError: shapes, fewer than 4 networks, negative or not finite losses, an
+      unknown statistic, an example that no other network left out.
+  """
+  losses, member = _check(losses, member)
+  if statistic == 'log_loss':
+    s = -np.log(np.maximum(losses, _TINY))
+  elif statistic == 'logit':
+    s = -losses - np.log(np.maximum(-np.expm1(-losses), _TINY))
+  else:
+    raise ValueError(
+      f"statistic: expected 'log_loss' or 'logit', found {statistic!r}"
+    )
+  mean_out, std_out = _leave_one_out(s, ~member)
+  if not online:
+    return stats.norm.logcdf((s - mean_out) / std_out)
+  mean_in, std_in = _leave_one_out(s, member)
+  return stats.norm.logpdf(s, mean_in, std_in) - stats.norm.logpdf(
+    s, mean_out, std_out
+  )
+
+
+def rmia(
+  losses: ArrayLike,
+  member: ArrayLike,
+  *,
+  gamma: float = 1.0,
+  temperature: float | None = None,
+  online: bool = True,
+  offline_a: float = 0.3,
+) -> np.ndarray:
+  """Scores by the robust membership inference attack (arXiv 2312.03262).
+
+  p(x | t) = exp(-loss / temperature); p(x) averages it over shadow models, half
+  of the weight on those that saw x. The population z is all examples.
+
+  Args:
+    losses: float [M, N].
+    member: bool [M, N].
+    gamma: by how much x has to beat z, at least 1 (the paper's gamma).
+    temperature: 1 for cross-entropies; by default the median loss, for losses
+      with a unit, such as squared errors.
+    online: whether shadow models that saw the example are used; if not, p(x) =
+      ((1 + a) p_out(x) + 1 - a) / 2 (the paper's equation 10).
+    offline_a: that a.
+
+  Returns:
+    float64 [M, N] in [0, 1].
+
+  Raises:
+    ValueError: as `lira`.
+  """
+  losses, member = _check(losses, member)
+  if temperature is None:
+    temperature = max(np.median(losses), _TINY)
+  log_p = -losses / temperature
+  p_out = _leave_one_out(np.exp(log_p), ~member)[0]
+  if online:
+    p = (p_out + _leave_one_out(np.exp(log_p), member)[0]) / 2
+  else:
+    p = ((1 + offline_a) * p_out + (1 - offline_a)) / 2
+  ratio = log_p - np.log(np.maximum(p, _TINY))
+  below = [
+    np.searchsorted(np.sort(row), row - np.log(gamma), side='right')
+    for row in ratio
+  ]
+  return np.stack(below) / losses.shape[1]
+
+
+ATTACKS = {
+  'threshold': threshold,
+  'lira_online': lira,
+  'lira_offline': lambda losses, member: lira(losses, member, online=False),
+  'rmia': rmia,
+  'rmia_offline': lambda losses, member: rmia(losses, member, online=False),
+}
+
+
+def subject_means(values: ArrayLike, subject: ArrayLike) -> np.ndarray:
+  """Averages [M, N] over the examples of each subject, to [M, P].
+
+  Subjects are in the order of `np.unique`. Of losses it makes an attack on
+  subjects; of memberships, which are equal within one, the subject's.
+  """
+  _, index, count = np.unique(
+    np.asarray(subject), return_inverse=True, return_counts=True
+  )
+  values = np.asarray(values, np.float64)
+  sums = np.zeros((len(values), len(count)))
+  np.add.at(sums, (slice(None), index), values)
+  return sums / count
+
+
+def evaluate(
+  scores: ArrayLike,
+  member: ArrayLike,
+  *,
+  subject: ArrayLike,
+  fprs: Sequence[float] = FPRS,
+  num_draws: int = 1000,
+  seed: int = 0,
+) -> dict:
+  """Measures an attack, pooled over all targets, with intervals over subjects.
+
+  Args:
+    scores: float [M, N] of one attack.
+    member: bool [M, N].
+    subject: [N], whose examples are drawn together by the bootstrap.
+    fprs: false positive rates.
+    num_draws: of the bootstrap.
+    seed: of the bootstrap.
+
+  Returns:
+    'auc', 'tpr_at_<fpr>' (the largest true positive rate of a threshold with at
+    most that false positive rate), each with '<name>_interval', float [2], 95 %
+    over subjects for these networks; 'num_members' and 'num_non_members',
+    pooled; 'notes', a list of lines on what the numbers can't tell.
+  """
+  scores, member = _check(scores, member, losses=False)
+  subject = np.asarray(subject)
+  names, index = np.unique(subject, return_inverse=True)
+  order = np.argsort(-scores, axis=None, kind='stable')
+  flat, is_member = scores.ravel()[order], member.ravel()[order]
+  owner = np.broadcast_to(index, scores.shape).ravel()[order]
+  last = np.append(flat[1:] != flat[:-1], True)  # of equal scores
+
+  def measure(weight):
+    tp = np.append(0.0, np.cumsum(weight * is_member)[last])
+    fp = np.append(0.0, np.cumsum(weight * ~is_member)[last])
+    tpr, fpr = tp / max(tp[-1], 1), fp / max(fp[-1], 1)
+    at = [tpr[np.searchsorted(fpr, rate, side='right') - 1] for rate in fprs]
+    return [np.trapezoid(tpr, fpr), *at]
+
+  rng = np.random.default_rng(seed)
+  draws = rng.multinomial(
+    len(names), np.full(len(names), 1 / len(names)), size=num_draws
+  )
+  draws = np.array([measure(times[owner]) for times in draws])
+  bounds = intervals.percentile_interval(draws)
+  count = int(np.sum(~member))
+  result, notes = {}, []
+  for name, value, interval in zip(
+    ('auc', *(f'tpr_at_{rate:g}' for rate in fprs)),
+    measure(np.ones(flat.shape)),
+    bounds,
+  ):
+    result |= {name: float(value), f'{name}_interval': interval}
+  for rate in fprs:
+    needed = round(_LEAST_FALSE_POSITIVES / rate)
+    if count < needed:
+      notes.append(
+        f'tpr_at_{rate:g}: too few non-members, {count} pooled of the {needed} '
+        'needed'
+      )
+  if len(scores) < 16:
+    notes.append(f'{len(scores)} networks only; 16 are the least to publish')
+  result |= {
+    'num_members': member.size - count,
+    'num_non_members': count,
+    'notes': notes,
+  }
+  return result
+
+
+def roc(scores: ArrayLike, member: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
+  """Returns false and true positive rates of all thresholds, both from 0 to 1.
+
+  Show them on log-log axes (arXiv 2112.03570, section III).
+  """
+  scores, member = _check(scores, member, losses=False)
+  order = np.argsort(-scores, axis=None, kind='stable')
+  flat, is_member = scores.ravel()[order], member.ravel()[order]
+  last = np.append(flat[1:] != flat[:-1], True)
+  tp = np.append(0, np.cumsum(is_member)[last])
+  fp = np.append(0, np.cumsum(~is_member)[last])
+  return fp / max(fp[-1], 1), tp / max(tp[-1], 1)
+
+
+def epsilon_bound(
+  scores: ArrayLike,
+  member: ArrayLike,
+  *,
+  delta: float = 0.0,
+  significance: float = 0.05,
+) -> float:
+  """Returns a lower bound of the epsilon of the training, by jax_privacy.
+
+  Clopper-Pearson over all thresholds with Bonferroni's correction (Jagielski et
+  al., arXiv 2006.07709). The bound holds for independent scores; those of one
+  subject's frames, or of one subject under several networks, are not: give
+  scores of subjects (`subject_means`) of one target, [1, P], for a bound, and
+  read more as a diagnostic.
+
+  Raises:
+    ModuleNotFoundError: without the optional package jax-privacy.
+    ValueError: no members, or no non-members.
+  """
+  from jax_privacy import auditing  # optional, and slow to import
+
+  scores, member = _check(scores, member, losses=False)
+  auditor = auditing.CanaryScoreAuditor(scores[member], scores[~member])
+  return float(auditor.epsilon_clopper_pearson(significance, delta))
+
+
+def _leave_one_out(s, group):
+  """Returns each entry's mean over the other networks in group, and a std.
+
+  The mean is of the same example, [M, N]; where no other network is in the
+  group, that of all. The std pools the deviations of all examples.
+  """
+  count = group.sum(0) - group
+  total = np.sum(s * group, axis=0) - s * group
+  overall = np.mean(s[group])
+  mean = np.where(count > 0, total / np.maximum(count, 1), overall)
+  own = np.sum(s * group, axis=0) / np.maximum(group.sum(0), 1)
+  squares = np.sum(np.square(s - own) * group)
+  freedom = np.sum(np.maximum(group.sum(0) - 1, 0))
+  return mean, max(np.sqrt(squares / max(freedom, 1)), 1e-12)
+
+
+def _check(values, member, losses=True):
+  values, member = np.asarray(values, np.float64), np.asarray(member)
+  if values.ndim != 2 or member.shape != values.shape or member.dtype != bool:
+    raise ValueError(
+      'expected numbers [M networks, N examples] and bool memberships of the '
+      f'same shape, found {list(values.shape)} and {member.dtype} '
+      f'{list(member.shape)}'
+    )
+  if member.all() or not member.any():
+    raise ValueError(
+      'member: expected members and non-members, found one kind only; draw '
+      'them by `halves`'
+    )
+  if losses:
+    if not np.all(np.isfinite(values)) or values.min() < 0:
+      raise ValueError('losses must be finite and at least 0')
+    if len(values) < 4:
+      raise ValueError(
+        f'expected at least 4 networks, each the target in turn, found '
+        f'{len(values)}'
+      )
+  return values, member

@@ -1,0 +1,204 @@
+"""Recovers a constant order of positions from many messages.
+
+`keyed.permutation` gathers the positions of all of a client's messages in one
+order. What varies from message to message gives it away: the channels at a
+position form a Gram matrix over N messages, which neither a rotation nor a
+shift of channels changes, and it is alike (CKA, Kornblith et al., ICML 2019)
+to that of whatever is at the same place in the N images (`recover`). A linear
+assignment takes the most alike. Without any image (`recover_unpaired`), what
+each position varies by and which positions vary together is matched with the
+same of latents of another encoder and other images: a quadratic assignment, by
+Frank and Wolfe's algorithm (Vogelstein et al., PLOS ONE 2015).
+
+Axes: N messages, P positions (h w), H, h height, W, w width, C channels.
+
+  >>> rng = np.random.default_rng(0)
+  >>> images = rng.random([30, 32, 32, 1])
+  >>> z = cells(images, (4, 4)).reshape(30, 16, 64)[:, rng.permutation(16)]
+  >>> order = recover(z.reshape(30, 4, 4, 64), images)
+  >>> np.array_equal(z[:, order].reshape(30, 4, 4, 64), cells(images, (4, 4)))
+  True
+"""
+
+import numpy as np
+from scipy import optimize
+
+_MESSAGES = 100  # used; more gave no better order
+_ITERATIONS = 40
+_UNARY = 0.1  # weight of single positions against pairs of them
+
+
+def recover(z: np.ndarray, images: np.ndarray) -> np.ndarray:
+  """Finds which observed position belongs to which place of the images.
+
+  Args:
+    z: [N, h, w, C], observed with one order of positions for all N.
+    images: [N, H, W, C'], what those messages carry.
+
+  Returns:
+    int32 [P]: place i of the image is seen at position order[i]. On phantoms
+    with a random encoder's s3 (16 x 16), from 20 pairs: 41 % exact, 73 % at
+    most a neighbour; from 200: 53 % and 79 %, as much of the image is black.
+    From one pair nothing is found.
+  """
+  likeness = _likeness(z[:_MESSAGES], images[:_MESSAGES])
+  return optimize.linear_sum_assignment(-likeness)[1].astype(np.int32)
+
+
+def is_scrambled(z: np.ndarray, images: np.ndarray, order: np.ndarray) -> bool:
+  """Says whether an order explains other pairs much better than none does.
+
+  Much: by half of what it has over positions paired at random. Neighbours are
+  alike, so that a slightly wrong order is recovered where there is none.
+
+  Args:
+    z: [N, h, w, C], other messages than `order` was recovered from.
+    images: [N, H, W, C'].
+    order: [P], from `recover`.
+  """
+  likeness = _likeness(z, images)
+  found = np.mean(likeness[np.arange(len(order)), order])
+  as_it_is = np.mean(np.diag(likeness))
+  return bool(found - as_it_is > 0.5 * (found - np.mean(likeness)))
+
+
+def recover_unpaired(z: np.ndarray, reference: np.ndarray) -> np.ndarray:
+  """Finds the order of positions by statistics, without any known image.
+
+  Args:
+    z: [N, h, w, C], observed with one order of positions for all N.
+    reference: [N', h, w, C'], latents with known positions, of other images of
+      the same field of view; of any encoder.
+
+  Returns:
+    int32 [P], as `recover`. On phantoms, another random encoder, 200 messages:
+    at most a neighbour for 38 % of s3's 256 positions, 53 % of s4's 64 and 75 %
+    of b's 16; from one message hardly more than by chance.
+  """
+  one, another = _statistics(reference), _statistics(z)
+  cost = np.mean(np.square(one[0][:, None] - another[0][None]), axis=-1)
+  count = len(cost)
+  place = optimize.linear_sum_assignment(cost)[1]
+  share = np.full(cost.shape, 0.5 / count)
+  share[np.arange(count), place] += 0.5
+  for _ in range(_ITERATIONS):
+    slope = -_UNARY * cost
+    for a, b in zip(one[1:], another[1:]):
+      slope += 2 / count * (a @ share @ b)
+    move = -share
+    place = optimize.linear_sum_assignment(-slope)[1]
+    move[np.arange(count), place] += 1
+    gain = np.sum(slope * move)
+    if gain < 1e-9:
+      break
+    curve = 0.0
+    for a, b in zip(one[1:], another[1:]):
+      curve += np.sum((a @ move @ b) * move) / count
+    share += (1.0 if curve >= 0 else min(1.0, -gain / (2 * curve))) * move
+  return optimize.linear_sum_assignment(-share)[1].astype(np.int32)
+
+
+def neighbour_ratio(z: np.ndarray) -> float:
+  """Returns how far neighbours of [N, h, w, C] are apart, over any positions.
+
+  Near 1 where positions are scrambled (or have nothing to tell), far below in
+  latents as an encoder makes them.
+  """
+  squares = lambda a, b: np.mean(np.square(a - b))
+  beside = [
+    squares(z[:, 1:], z[:, :-1]) if z.shape[1] > 1 else np.nan,
+    squares(z[:, :, 1:], z[:, :, :-1]) if z.shape[2] > 1 else np.nan,
+  ]
+  variance = np.mean(np.var(z, axis=(1, 2)))
+  if np.all(np.isnan(beside)) or variance == 0:
+    return 1.0
+  return float(np.nanmean(beside) / (2 * variance))
+
+
+def apply(z: np.ndarray, order: np.ndarray) -> np.ndarray:
+  """Puts the positions of [N, h, w, C] into an order."""
+  return z.reshape(len(z), -1, z.shape[-1])[:, order].reshape(z.shape)
+
+
+def cells(images: np.ndarray, sides: tuple[int, int]) -> np.ndarray:
+  """Returns [N, h, w, pixels]: the pixels under each of h x w positions."""
+  count, height, width, channels = images.shape
+  cell = height // sides[0], width // sides[1]
+  x = images.reshape(count, sides[0], cell[0], sides[1], cell[1], channels)
+  return x.swapaxes(2, 3).reshape(count, *sides, -1)
+
+
+def join_cells(
+  rows: np.ndarray, sides: tuple[int, int], shape: tuple[int, int, int]
+) -> np.ndarray:
+  """Undoes `cells`: [N, h, w, pixels] to images [N, H, W, C] of a shape."""
+  cell = shape[0] // sides[0], shape[1] // sides[1]
+  x = rows.reshape(-1, *sides, *cell, shape[2])
+  return x.swapaxes(2, 3).reshape(-1, *shape)
+
+
+def _statistics(z):
+  """Returns what rotation and shift leave of positions over messages.
+
+  Unary features [P, F], and two matrices [P, P]: mean distances, and how
+  positions vary together; all as ranks, or standardised.
+  """
+  z = z.reshape(len(z), -1, z.shape[-1])
+  z = z - z.mean((0, 1))
+  squares = np.sum(np.square(z), axis=-1)
+  distance = 0.0
+  for one, square in zip(z, squares):
+    distance = distance + np.sqrt(
+      np.maximum(square[:, None] + square - 2 * one @ one.T, 0)
+    )
+  if len(z) > 1:
+    flat = (z - z.mean(0)).transpose(1, 0, 2).reshape(z.shape[1], -1)
+    together = flat @ flat.T
+    spread = np.sqrt(np.diag(together)) + 1e-9
+    together /= spread[:, None] * spread
+  else:
+    together = -distance
+  ranks = [
+    np.argsort(np.argsort(a, axis=None)).reshape(a.shape) / a.size - 0.5
+    for a in (distance, together)
+  ]
+  norms = np.sqrt(squares / (squares.mean() + 1e-12))
+  levels = [0.1, 0.3, 0.5, 0.7, 0.9]
+  unary = np.concatenate(
+    [
+      np.quantile(norms, levels[::2], axis=0),
+      [norms.std(0), np.linalg.norm(z - z.mean(0), axis=-1).mean(0)],
+      np.quantile(ranks[0], levels, axis=0),
+      np.quantile(ranks[1], levels[::2], axis=0),
+    ]
+  ).T
+  unary = (unary - unary.mean(0)) / (unary.std(0) + 1e-9)
+  return unary, *ranks
+
+
+def _likeness(z, images):
+  """Returns CKA [P places, P positions]."""
+  seen = z.reshape(len(z), -1, z.shape[-1])
+  return _grams(_surroundings(images, z.shape[1:3])) @ _grams(seen).T
+
+
+def _grams(x):
+  """Returns centred Gram matrices of unit norm of [N, P, C] as [P, N N]."""
+  x = (x - x.mean(0)).transpose(1, 0, 2)
+  grams = (x @ x.transpose(0, 2, 1)).reshape(len(x), -1)
+  return grams / (np.linalg.norm(grams, axis=1, keepdims=True) + 1e-12)
+
+
+def _surroundings(images, sides):
+  """Returns [N, P, pixels]: `cells` and half a cell more at each side."""
+  cell = images.shape[1] // sides[0], images.shape[2] // sides[1]
+  margin = cell[0] // 2, cell[1] // 2
+  pad = ((0, 0), (margin[0],) * 2, (margin[1],) * 2, (0, 0))
+  window = cell[0] + 2 * margin[0], cell[1] + 2 * margin[1]
+  around = np.lib.stride_tricks.sliding_window_view(
+    np.pad(images, pad, mode='edge'), window, axis=(1, 2)
+  )[:, :: cell[0], :: cell[1]]
+  # Eight samples a side of a cell tell as much as all.
+  step = max(1, cell[0] // 8), max(1, cell[1] // 8)
+  around = around[..., :: step[0], :: step[1]]
+  return around.reshape(len(images), sides[0] * sides[1], -1)

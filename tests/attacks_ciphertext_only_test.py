@@ -1,0 +1,121 @@
+"""Tests of attacks/ciphertext_only.py and attacks/facets.py."""
+
+import numpy as np
+import pytest
+import synthetic_latents as synthetic
+
+from ppcmi_jax import keyed
+from ppcmi_jax.attacks import alignment, ciphertext_only, facets
+
+KLT = keyed.chain(keyed.orthogonal(), keyed.permutation(), keyed.shift())
+PAPER = keyed.chain(keyed.orthogonal(), keyed.shift())
+
+
+@pytest.fixture(scope='module')
+def latents():
+  return synthetic.encode(synthetic.images(40)[0])
+
+
+def trivial_error(public, truth):
+  mean = {
+    name: np.broadcast_to(public[name].mean(axis=0), z.shape)
+    for name, z in truth.items()
+  }
+  return alignment.relative_error(mean, truth)
+
+
+@pytest.mark.parametrize(
+  'transform, wire, tolerance',
+  [
+    (PAPER, np.float32, 1e-3),
+    (KLT, np.float32, 1e-3),
+    (KLT, np.float16, 1e-2),
+  ],
+  ids=['paper', 'klt', 'klt_float16'],
+)
+def test_zeros_give_channels_away_without_the_encoder(
+  latents, transform, wire, tolerance
+):
+  truth = synthetic.take(latents, np.s_[:4])
+  observed, _ = synthetic.protect(transform, truth)
+  observed = {k: w.astype(wire) for k, w in observed.items() if k != 'b'}
+  found = ciphertext_only.channels(observed, tolerance=tolerance)
+  shares = ciphertext_only.exact_channels(
+    found,
+    {name: truth[name] for name in found},
+    tolerance=10 * tolerance,
+  )
+  assert min(shares.values()) > 0.9
+
+
+def test_facets_are_columns_of_the_rotation(latents):
+  truth = {'s3': latents['s3'][:1]}
+  observed, secret = synthetic.protect(PAPER, truth)
+  points = alignment.flatten(observed['s3'])[0]
+  found = facets.find(points)
+  cosines = np.asarray(secret[0]['s3']).T @ found.directions
+  np.testing.assert_allclose(cosines.max(axis=0), 1, atol=1e-5)
+  again = facets.find(points)
+  np.testing.assert_array_equal(found.directions, again.directions)
+  # Distinct positions with a zero, as repeats would tie anywhere.
+  assert np.all(found.ties > found.directions.shape[0])
+
+
+def test_repeated_positions_are_no_facet():
+  rng = np.random.default_rng(0)
+  points = rng.standard_normal((80, 6))
+  points = np.concatenate([points, np.repeat(points[:2], 60, axis=0)])
+  assert len(facets.distinct(points, 1e-3)) == 80
+  assert not facets.find(points).ties.size
+
+
+@pytest.mark.parametrize('transform', [PAPER, KLT], ids=['paper', 'klt'])
+def test_a_known_encoder_opens_unpaired_messages(latents, transform):
+  permuted = transform is KLT
+  truth = synthetic.take(latents, np.s_[:4])
+  public = synthetic.take(latents, np.s_[4:])
+  observed, secret = synthetic.protect(transform, truth)
+  fit = ciphertext_only.fit(observed, public, permuted=permuted)
+  if permuted:  # the order is another question, of many more messages
+    fit = {
+      k: one._replace(order=np.asarray(secret[1][k])) for k, one in fit.items()
+    }
+  errors = alignment.relative_error(alignment.undo(fit, observed), truth)
+  trivial = trivial_error(public, truth)
+  assert errors['s3'] < 0.05 and errors['s4'] < 0.05
+  assert permuted or errors['b'] < trivial['b']
+
+
+def test_transport_alone_helps(latents):
+  """Without facets: mean maps and transport, from one message."""
+  truth = {'s3': latents['s3'][:1]}
+  public = {'s3': latents['s3'][1:]}
+  observed, _ = synthetic.protect(PAPER, truth)
+  fit = ciphertext_only.fit(observed, public, permuted=False, max_programs=0)
+  errors = alignment.relative_error(alignment.undo(fit, observed), truth)
+  assert errors['s3'] < 0.6 * trivial_error(public, truth)['s3']
+  rotation = fit['s3'].rotation
+  np.testing.assert_allclose(rotation.T @ rotation, np.eye(8), atol=1e-9)
+
+
+def test_positions_find_their_places(latents):
+  """Right order means the likeliest: of all messages far more than chance."""
+  z = alignment.flatten(latents['s4'])
+  order = np.random.default_rng(0).permutation(z.shape[1])
+  score = ciphertext_only.likelihood(z[:20][:, order], z[20:])
+  assert np.mean(alignment.assign(score) == order) > 0.5
+
+
+@pytest.mark.parametrize('permuted', [False, True])
+def test_uniform_words_stay_at_chance(latents, permuted):
+  truth = synthetic.take(latents, np.s_[:2])
+  public = synthetic.take(latents, np.s_[2:])
+  words = synthetic.uniform(truth)
+  found = ciphertext_only.channels(words, max_programs=32)
+  assert all(z.shape[-1] == 0 for z in found.values())
+  shares = ciphertext_only.exact_channels(found, truth)
+  assert set(shares.values()) == {0.0}
+  fit = ciphertext_only.fit(words, public, permuted=permuted, max_programs=32)
+  errors = alignment.relative_error(alignment.undo(fit, words), truth)
+  trivial = trivial_error(public, truth)
+  assert all(errors[name] > trivial[name] for name in errors)

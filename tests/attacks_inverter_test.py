@@ -1,0 +1,180 @@
+"""Tests of attacks.inverter: cases of known answers, and of none."""
+
+import jax
+import numpy as np
+import pytest
+
+from ppcmi_jax import keyed
+from ppcmi_jax.attacks import dual_ridge, inverter, position_order
+
+COUNT, HELD = 60, 20
+OPTIONS = {'width': 8, 'steps': 60, 'eval_every': 20, 'learning_rate': 3e-3}
+
+
+def draw_images(count, seed=0, side=32):
+  """Bright discs of random place and size, float32 [N, side, side, 1]."""
+  rng = np.random.default_rng(seed)
+  y, x = np.mgrid[:side, :side]
+  images = np.zeros((count, side, side, 1), np.float32)
+  for image in images:
+    for _ in range(4):
+      cy, cx = rng.uniform(0, side, 2)
+      disc = (y - cy) ** 2 + (x - cx) ** 2 < rng.uniform(3, 9) ** 2
+      image[..., 0] += rng.uniform(0.1, 0.25) * disc
+  return images
+
+
+def encode(images, seed=0):
+  """Random linear latents of cells: s3 keeps all, s4 a quarter."""
+  rng = np.random.default_rng(seed)
+  s3 = position_order.cells(images, (8, 8))
+  s4 = position_order.cells(images, (4, 4))
+  return {
+    's3': s3 @ np.linalg.qr(rng.normal(size=(16, 16)))[0].astype(np.float32),
+    's4': s4 @ np.linalg.qr(rng.normal(size=(64, 64)))[0][:, :16],
+  }
+
+
+def protect(latents, *, permute):
+  parts = [keyed.orthogonal(), keyed.shift()]
+  parts += [keyed.permutation()] * permute
+  transform = keyed.chain(*parts)
+  latents = {k: np.float32(z) for k, z in latents.items()}
+  secret = transform.init(jax.random.key(3), latents)
+  protected = transform.forward(secret, latents)
+  return {k: np.asarray(z) for k, z in protected.items()}, secret
+
+
+def part(tree, rows):
+  return {k: z[rows] for k, z in tree.items()}
+
+
+@pytest.fixture(scope='module')
+def images():
+  return draw_images(COUNT + HELD)
+
+
+@pytest.fixture(scope='module')
+def scrambled(images):
+  """(observed, order, scores) of an attack on rotation, shift and order."""
+  observed, secret = protect(encode(images), permute=True)
+  attack = inverter.fit(
+    part(observed, slice(COUNT)), images[:COUNT], scales=('s3',), **OPTIONS
+  )
+  held = slice(COUNT, None)
+  scores = inverter.evaluate(attack, part(observed, held), images[held])
+  return attack, np.asarray(secret[2]['s3']), scores
+
+
+def test_one_pair_undoes_a_linear_encoder_and_the_rotation(images):
+  observed, _ = protect(encode(images), permute=False)
+  attack = inverter.fit(
+    part(observed, slice(1)),
+    images[:1],
+    scales=('s3',),
+    prior=images.mean(0),
+  )
+  scores = inverter.evaluate(attack, part(observed, slice(1, 9)), images[1:9])
+  assert scores['psnr'] > scores['mean_image_psnr'] + 4
+  assert attack.orders == {}
+
+
+def test_a_constant_order_does_not_stop_it(scrambled):
+  attack, order, scores = scrambled
+  assert scores['psnr'] > scores['mean_image_psnr'] + 3
+  assert scores['ssim'] > scores['mean_image_ssim'] + 0.1
+  found = order[attack.orders['s3']]  # the place each is taken from
+  assert np.mean(found == np.arange(64)) > 0.8
+
+
+def test_uniform_words_stay_at_the_mean_image(images):
+  rng = np.random.default_rng(0)
+  words = {'s3': rng.random((COUNT + HELD, 8, 8, 16), np.float32)}
+  attack = inverter.fit(
+    part(words, slice(COUNT)), images[:COUNT], scales=('s3',), **OPTIONS
+  )
+  held = slice(COUNT, None)
+  scores = inverter.evaluate(attack, part(words, held), images[held])
+  assert scores['psnr'] == pytest.approx(scores['mean_image_psnr'], abs=0.1)
+
+
+def test_one_pair_of_uniform_words_tells_nothing(images):
+  words = np.random.default_rng(0).random((20, 8, 8, 16), np.float32)
+  attack = inverter.fit(
+    {'s3': words[:1]}, images[:1], scales=('s3',), prior=images.mean(0)
+  )
+  scores = inverter.evaluate(attack, {'s3': words[1:]}, images[1:20])
+  assert scores['psnr'] <= scores['mean_image_psnr'] + 0.1
+
+
+def test_a_seed_decides_everything(images):
+  observed = encode(images)
+  guesses = [
+    inverter.fit(part(observed, slice(4)), images[:4], seed=1).predict(
+      part(observed, slice(4, 8))
+    )
+    for _ in range(2)
+  ]
+  np.testing.assert_array_equal(*guesses)
+  assert guesses[0].shape == (4, 32, 32, 1)
+  assert guesses[0].min() >= 0 and guesses[0].max() <= 1
+
+
+def test_plain_latents_are_not_put_in_another_order(images):
+  z = encode(images)['s3']
+  order = position_order.recover(z[:COUNT], images[:COUNT])
+  held = slice(COUNT, None)
+  assert not position_order.is_scrambled(z[held], images[held], order)
+
+
+def test_bad_input_is_refused(images):
+  observed = encode(images)
+  with pytest.raises(ValueError, match='scales: expected some of s3, s4'):
+    inverter.fit(observed, images, scales=('b',))
+  with pytest.raises(ValueError, match='s3: expected'):
+    inverter.fit(part(observed, slice(3)), images[:4], scales=('s3',))
+
+
+def test_ridge_predicts_left_out_rows_without_them():
+  rng = np.random.default_rng(0)
+  x, y = rng.normal(size=(12, 5)), rng.normal(size=(12, 2))
+  y += x[:, :2] * 3
+  _, left_out = dual_ridge.fit(x, y, rng)
+  gaps = []
+  for penalty in 10.0 ** np.arange(-3, 2.5, 0.5):
+    penalty *= np.trace(x @ x.T) / 12
+    direct = []
+    for i in range(12):
+      rest = np.arange(12) != i
+      gram = x[rest].T @ x[rest] + penalty * np.eye(5)
+      direct.append(x[i] @ np.linalg.solve(gram, x[rest].T @ y[rest]))
+    gaps.append(np.abs(np.array(direct) - left_out).max())
+  assert min(gaps) < 1e-6
+
+
+def test_ridge_on_noise_predicts_zero_or_nearly():
+  rng = np.random.default_rng(0)
+  x, y = rng.normal(size=(50, 20)), rng.normal(size=(50, 3))
+  ridge, left_out = dual_ridge.fit(x, y, rng)
+  assert np.mean((y - left_out) ** 2) <= np.mean(y**2)
+  assert np.mean(ridge(rng.normal(size=(50, 20))) ** 2) < 0.1
+
+
+def test_ridge_takes_some_of_many_rows(monkeypatch):
+  monkeypatch.setattr(dual_ridge, '_LARGEST', 100)
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(500, 2))
+  ridge, left_out = dual_ridge.fit(x, x, rng)
+  np.testing.assert_allclose(left_out, x, atol=0.05)
+  np.testing.assert_allclose(ridge(np.eye(2)), np.eye(2), atol=0.02)
+
+
+def test_cells_and_back():
+  images = np.arange(2 * 8 * 12 * 3).reshape(2, 8, 12, 3)
+  rows = position_order.cells(images, (2, 3))
+  assert rows.shape == (2, 2, 3, 48)
+  np.testing.assert_array_equal(
+    rows[1, 1, 2].reshape(4, 4, 3), images[1, 4:, 8:]
+  )
+  back = position_order.join_cells(rows, (2, 3), (8, 12, 3))
+  np.testing.assert_array_equal(back, images)

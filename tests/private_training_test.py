@@ -1,0 +1,239 @@
+"""Tests of private_training: the promise, the clipping, the units."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from scipy import stats
+
+from ppcmi_jax import private_training, tasks
+from ppcmi_jax.models import fused
+
+pytest.importorskip('dp_accounting')
+
+PLAIN = {'noise_multiplier': 0.0, 'clip_norm': 1e6, 'delta': 1e-3, 'seed': 0}
+
+
+def linear_task():
+  """Regression y = x w, whose gradients are known."""
+
+  def init(key, batch):
+    return {'params': {'w': jnp.zeros(batch['x'].shape[-1])}}
+
+  def loss(variables, batch, key, train):
+    assert train
+    error = batch['x'] @ variables['params']['w'] - batch['y']
+    value = jnp.mean(jnp.square(error)) / 2
+    return value, ({'loss': value}, variables)
+
+  return tasks.Task(init, loss, None)
+
+
+def linear_data(count=60, seed=0):
+  rng = np.random.default_rng(seed)
+  x = rng.normal(size=(count, 3)).astype(np.float32)
+  return {'x': x, 'y': np.float32(x @ [1.0, -2.0, 0.5])}
+
+
+def epsilon(noise_multiplier, **change):
+  setting = {'num_units': 400, 'expected_batch': 40, 'steps': 5, 'delta': 1e-3}
+  return private_training.epsilon(
+    noise_multiplier=noise_multiplier, **setting | change
+  )
+
+
+@pytest.mark.parametrize('noise', [0.7, 1.5, 4.0])
+def test_one_full_step_is_the_gaussian_mechanism(noise):
+  """Its delta is known in closed form (Balle and Wang, ICML 2018)."""
+  found = epsilon(noise, expected_batch=400, steps=1)
+  cdf, half = stats.norm.cdf, 1 / (2 * noise)
+  delta = cdf(half - found * noise) - np.exp(found) * cdf(-half - found * noise)
+  assert delta == pytest.approx(1e-3, rel=0.02)
+
+
+def test_sampling_and_noise_protect_and_steps_cost():
+  base = epsilon(1.0)
+  assert epsilon(1.0, expected_batch=20) < base < epsilon(1.0, steps=20)
+  assert epsilon(1.5) < base < epsilon(1.0, delta=1e-4)
+  assert epsilon(0.0) == np.inf
+
+
+def test_noise_multiplier_keeps_to_an_epsilon():
+  noise = private_training.noise_multiplier_for(
+    0.4, num_units=400, expected_batch=40, steps=5, delta=1e-3
+  )
+  assert epsilon(noise) <= 0.4 < epsilon(noise - 0.02)
+  with pytest.raises(ValueError, match='target_epsilon: expected more than 0'):
+    private_training.noise_multiplier_for(
+      0, num_units=400, expected_batch=40, steps=5, delta=1e-3
+    )
+
+
+def test_gradients_are_clipped_one_by_one_and_over_all_arrays():
+  rng = np.random.default_rng(0)
+  grads = {
+    'a': np.float32(rng.normal(size=(5, 3, 2))),
+    'b': np.float32(rng.normal(size=(5, 4))),
+  }
+  for g in grads.values():
+    g[0] *= 1e-3  # below the norm: as it is
+    g[1] = 0
+  grads['b'][3, 2] = np.nan  # left out
+  present = np.array([True, True, True, True, False])
+  found = private_training.clipped_sum(grads, present, 0.5)
+  expected = {k: np.zeros(g.shape[1:]) for k, g in grads.items()}
+  for i in (0, 1, 2):
+    norm = np.sqrt(sum(np.sum(g[i] ** 2.0) for g in grads.values()))
+    for k, g in grads.items():
+      expected[k] += g[i] * min(1, 0.5 / max(norm, 1e-9))
+  for k in grads:
+    np.testing.assert_allclose(found[k], expected[k], rtol=1e-5, atol=1e-7)
+
+
+def test_noise_is_normal_and_independent():
+  zeros = {'a': jnp.zeros(20_000), 'b': jnp.zeros((100, 200))}
+  noise = private_training.add_noise(zeros, 3.0, jax.random.key(0))
+  a, b = np.asarray(noise['a']), np.asarray(noise['b']).ravel()
+  assert stats.kstest(np.concatenate([a, b]) / 3, 'norm').pvalue > 1e-4
+  assert abs(np.corrcoef(a, b)[0, 1]) < 0.04
+
+
+def test_without_noise_it_learns_and_promises_nothing():
+  data = linear_data()
+  variables, guarantee = private_training.fit(
+    linear_task(),
+    data,
+    subject=np.arange(60),
+    steps=150,
+    expected_batch=20,
+    learning_rate=0.1,
+    microbatch=8,
+    **PLAIN,
+  )
+  np.testing.assert_allclose(variables['params']['w'], [1, -2, 0.5], atol=0.02)
+  assert guarantee.epsilon == np.inf
+  assert 'void for whoever knows the seed' in str(guarantee)
+
+
+@pytest.mark.parametrize('unit, num_units', [('subject', 6), ('example', 24)])
+def test_what_a_unit_is(unit, num_units, monkeypatch):
+  """A step's sum is that of the units' clipped mean gradients."""
+  totals = []
+  monkeypatch.setattr(
+    private_training,
+    'add_noise',
+    lambda total, stddev, key: (
+      jax.debug.callback(lambda t: totals.append(np.asarray(t)), total['w']),
+      total,
+    )[1],
+  )
+  data = linear_data(24)
+  subject = np.repeat(np.arange(6), 4)
+  private_training.fit(
+    linear_task(),
+    data,
+    subject=subject,
+    unit=unit,
+    steps=1,
+    expected_batch=num_units,  # everybody is drawn
+    examples_per_unit=4,
+    microbatch=5,
+    noise_multiplier=1.0,
+    clip_norm=0.7,
+    delta=1e-3,
+    seed=0,
+  )
+  jax.effects_barrier()
+  gradients = -data['x'] * data['y'][:, None]  # at w = 0
+  if unit == 'subject':
+    gradients = gradients.reshape(6, 4, 3).mean(1)
+  norms = np.linalg.norm(gradients, axis=1, keepdims=True)
+  expected = (gradients * np.minimum(1, 0.7 / norms)).sum(0)
+  np.testing.assert_allclose(totals[0], expected, rtol=1e-4)
+
+
+def test_a_seed_decides_everything_and_none_nothing():
+  run = lambda seed: private_training.fit(
+    linear_task(),
+    linear_data(),
+    subject=np.arange(60),
+    steps=3,
+    expected_batch=20,
+    noise_multiplier=1.0,
+    clip_norm=1.0,
+    delta=1e-3,
+    seed=seed,
+  )
+  same = [np.asarray(run(5)[0]['params']['w']) for _ in range(2)]
+  np.testing.assert_array_equal(*same)
+  (one, guarantee), (other, _) = run(None), run(None)
+  assert not np.array_equal(one['params']['w'], other['params']['w'])
+  assert guarantee.notes == () and 0 < guarantee.epsilon < 10
+
+
+def test_the_mapping_network_trains_privately():
+  rng = np.random.default_rng(0)
+  sides = {'s3': (4, 3), 's4': (2, 4), 'b': (1, 5)}
+  latents = {
+    name: np.float32(rng.normal(size=(12, side, side, channels)))
+    for name, (side, channels) in sides.items()
+  }
+  data = {'image': latents, 'mask': latents, 'client': np.zeros(12, np.int32)}
+  network = fused.FusedMapping(widths=(4, 4, 4), relu=False, norm='group')
+  task = tasks.mapping(network)
+  variables, guarantee = private_training.fit(
+    task,
+    data,
+    subject=np.arange(12) // 3,
+    steps=2,
+    expected_batch=2,
+    noise_multiplier=1.0,
+    clip_norm=1.0,
+    delta=1e-2,
+    examples_per_unit=3,
+    microbatch=2,
+    seed=0,
+  )
+  assert guarantee.num_units == 4 and guarantee.unit == 'subject'
+  assert set(variables) == {'params'}
+  assert all(np.isfinite(p).all() for p in jax.tree.leaves(variables))
+
+  with pytest.raises(ValueError, match="norm='group'"):
+    private_training.fit(
+      tasks.mapping(fused.FusedMapping(widths=(4, 4, 8))),
+      data,
+      subject=np.arange(12),
+      steps=1,
+      expected_batch=2,
+      **PLAIN | {'delta': 1e-2},
+    )
+
+
+def test_group_norm_has_no_statistics_and_other_norms_are_refused():
+  latents = {
+    name: jax.ShapeDtypeStruct((3, side, side, 4), jnp.float32)
+    for name, side in (('s3', 4), ('s4', 2), ('b', 1))
+  }
+  init = lambda norm: jax.eval_shape(
+    lambda key, z: fused.FusedMapping(norm=norm).init(key, z, train=False),
+    jax.random.key(0),
+    latents,
+  )
+  assert set(init('group')) == {'params'}
+  assert set(init('batch')) == {'params', 'batch_stats'}
+  with pytest.raises(ValueError, match="norm: expected 'batch' or 'group'"):
+    init('layer')
+
+
+@pytest.mark.parametrize(
+  'change, message',
+  [
+    ({'delta': 0.1}, 'delta: expected above 0 and below one over the 10 units'),
+    ({'expected_batch': 11}, 'expected_batch: expected 1 to the 10 units'),
+    ({'unit': 'frame'}, "unit: expected 'subject' or 'example'"),
+  ],
+)
+def test_settings_that_promise_nothing_are_refused(change, message):
+  options = {'subject': np.arange(10), 'steps': 1, 'expected_batch': 2, **PLAIN}
+  with pytest.raises(ValueError, match=message):
+    private_training.fit(linear_task(), linear_data(10), **options | change)
