@@ -132,3 +132,36 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
     config.autoencoder_batch_size = config.mapping_batch_size = 16
     config.autoencoder_learning_rate = config.mapping_learning_rate = 1e-3
   return config
+
+
+def get_full_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
+  """Returns the configuration for a data set of the paper.
+
+  256x256, networks of the published sizes, three clients at random, steps for
+  thousands of cases; 'official' draws splits and clients as the official code.
+  """
+  config = get_config(method)
+  config.image_size = 256
+  config.eval_every = 250
+  config.patience = 20
+  config.split = 'subjects'
+  config.partition = 'iid'
+  config.num_clients = 3
+  if method in FULL_BASELINES:
+    config.baseline_options = FULL_BASELINES[method]
+    config.baseline_batch_size = 16
+    config.baseline_learning_rate = 1e-3
+    config.baseline_steps = 20000
+  elif method == 'official':
+    config.split = config.partition = 'official'
+    config.valid_fraction = 0.2
+    config.drop_empty = True
+    config.seed = 42
+  else:
+    config.autoencoder_batch_size = config.mapping_batch_size = 16
+    config.image_steps = config.mask_steps = 4000
+    config.mapping_steps = 20000
+    config.copies = min(config.copies, 8)
+    if 'width' in config.mapping_options:
+      config.mapping_options.width = 1.0
+  return config

@@ -21,36 +21,13 @@ from configs import abdomen
 
 def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   """Returns the configuration of a method, see configs/abdomen.py."""
-  config = abdomen.get_config(method)
+  config = abdomen.get_full_config(method)
   config.dataset = 'nerve'
   config.dataset_options = {'on_error': 'stop', 'contradictions': 'keep'}
-  config.image_size = 256
   config.distance_unit = 'pixels'  # of the stored images
-  config.eval_every = 250
-  config.patience = 20
-  config.split = 'subjects'
-  config.partition = 'iid'
-  config.num_clients = 3
-  if method in abdomen.FULL_BASELINES:
-    config.baseline_options = abdomen.FULL_BASELINES[method]
-    config.baseline_batch_size = 16
-    config.baseline_learning_rate = 1e-3
-    config.baseline_steps = 20000
-    return config
   if method == 'official':
-    config.split = config.partition = 'official'
     config.test_fraction = 0.1
-    config.valid_fraction = 0.2
-    config.drop_empty = True
-    config.seed = 42
     # 100 epochs of about 560 cases a client, 150 of about 1670.
     config.image_steps = config.mask_steps = 3500
     config.mapping_steps = 15700
-    return config
-  config.autoencoder_batch_size = config.mapping_batch_size = 16
-  config.image_steps = config.mask_steps = 4000
-  config.mapping_steps = 20000
-  config.copies = min(config.copies, 8)
-  if method in ('published', 'privacy_sf'):
-    config.mapping_options.width = 1.0
   return config

@@ -21,34 +21,15 @@ from configs import abdomen
 
 def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   """Returns the configuration of a method, see configs/abdomen.py."""
-  config = abdomen.get_config(method)
+  config = abdomen.get_full_config(method)
   config.dataset = 'psfh'
   config.dataset_options = {'on_error': 'stop', 'duplicates': 'drop'}
-  config.image_size = 256
   config.distance_unit = 'pixels'  # of the stored images
-  config.eval_every = 250
-  config.patience = 20
-  config.split = 'content'
-  config.partition = 'iid'
-  config.num_clients = 3
-  if method in abdomen.FULL_BASELINES:
-    config.baseline_options = abdomen.FULL_BASELINES[method]
-    config.baseline_batch_size = 16
-    config.baseline_learning_rate = 1e-3
-    config.baseline_steps = 20000
-    return config
   if method == 'official':
-    config.split = config.partition = 'official'
-    config.valid_fraction = 0.2
-    config.seed = 42
+    config.drop_empty = False
     # 100 epochs of 853 cases a client, 150 of 2560.
     config.image_steps = config.mask_steps = 5300
     config.mapping_steps = 24000
-    return config
-  config.autoencoder_batch_size = config.mapping_batch_size = 16
-  config.image_steps = config.mask_steps = 4000
-  config.mapping_steps = 20000
-  config.copies = min(config.copies, 8)
-  if method in ('published', 'privacy_sf'):
-    config.mapping_options.width = 1.0
+  else:
+    config.split = 'content'
   return config
