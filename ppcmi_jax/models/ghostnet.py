@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ppcmi_jax.models import unet
+
 
 class GhostModule(nn.Module):
   """Maps [B, H, W, C] to [B, H, W, features]; half of them are ghosts.
@@ -100,22 +102,10 @@ class GhostUNet(nn.Module):
         )
       return x
 
-    unit = 2**self.depth
-    if x.ndim != 4 or x.shape[1] % unit or x.shape[2] % unit:
-      raise ValueError(
-        f'image: expected [B, H, W, C] with H and W divisible by {unit}, '
-        f'found shape {x.shape}; resize or pad the images first'
-      )
-    skips = []
-    for i in range(self.depth):
-      x = double_ghost(x, self.width * 2**i, f'down{i}')
-      skips.append(x)
-      x = nn.max_pool(x, (2, 2), strides=(2, 2))
-    x = double_ghost(x, self.width * 2**self.depth, 'bottom')
-    for i, skip in reversed(list(enumerate(skips))):
-      features = self.width * 2**i
-      x = nn.ConvTranspose(features, (2, 2), strides=(2, 2), name=f'up{i}')(x)
-      x = double_ghost(
-        jnp.concatenate([skip, x], -1), features, f'up{i}_double'
-      )
-    return nn.Conv(self.num_classes, (1, 1), name='out')(x)
+    return unet.contract_and_expand(
+      x,
+      double_ghost,
+      width=self.width,
+      depth=self.depth,
+      num_classes=self.num_classes,
+    )

@@ -3,6 +3,8 @@
 Padded convolutions with BatchNorm, as METHOD.md section 5 describes it.
 """
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -39,20 +41,49 @@ class UNet(nn.Module):
         x = nn.relu(x)
       return x
 
-    unit = 2**self.depth
-    if x.ndim != 4 or x.shape[1] % unit or x.shape[2] % unit:
-      raise ValueError(
-        f'image: expected [B, H, W, C] with H and W divisible by {unit}, '
-        f'found shape {x.shape}; resize or pad the images first'
-      )
-    skips = []
-    for i in range(self.depth):
-      x = double_conv(x, self.width * 2**i, f'down{i}')
-      skips.append(x)
-      x = nn.max_pool(x, (2, 2), strides=(2, 2))
-    x = double_conv(x, self.width * 2**self.depth, 'bottom')
-    for i, skip in reversed(list(enumerate(skips))):
-      features = self.width * 2**i
-      x = nn.ConvTranspose(features, (2, 2), strides=(2, 2), name=f'up{i}')(x)
-      x = double_conv(jnp.concatenate([skip, x], -1), features, f'up{i}_double')
-    return nn.Conv(self.num_classes, (1, 1), name='out')(x)
+    return contract_and_expand(
+      x,
+      double_conv,
+      width=self.width,
+      depth=self.depth,
+      num_classes=self.num_classes,
+    )
+
+
+def contract_and_expand(
+  x: jax.Array,
+  block: Callable[[jax.Array, int, str], jax.Array],
+  *,
+  width: int,
+  depth: int,
+  num_classes: int,
+) -> jax.Array:
+  """Applies a U of blocks; to be called in a module's compact method.
+
+  Args:
+    x: [B, H, W, C], H and W divisible by 2 ** depth.
+    block: (x, features, name) -> x, the layers of a level.
+    width: features of the first level; a level doubles them.
+    depth: poolings.
+    num_classes: output channels.
+
+  Raises:
+    ValueError: H or W is not divisible.
+  """
+  unit = 2**depth
+  if x.ndim != 4 or x.shape[1] % unit or x.shape[2] % unit:
+    raise ValueError(
+      f'image: expected [B, H, W, C] with H and W divisible by {unit}, '
+      f'found shape {x.shape}; resize or pad the images first'
+    )
+  skips = []
+  for i in range(depth):
+    x = block(x, width * 2**i, f'down{i}')
+    skips.append(x)
+    x = nn.max_pool(x, (2, 2), strides=(2, 2))
+  x = block(x, width * 2**depth, 'bottom')
+  for i, skip in reversed(list(enumerate(skips))):
+    features = width * 2**i
+    x = nn.ConvTranspose(features, (2, 2), strides=(2, 2), name=f'up{i}')(x)
+    x = block(jnp.concatenate([skip, x], -1), features, f'up{i}_double')
+  return nn.Conv(num_classes, (1, 1), name='out')(x)
