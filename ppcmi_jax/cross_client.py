@@ -59,34 +59,43 @@ def cross_client(config: Any, run: collaboration.Collaboration) -> Matrices:
     logits = model.apply(variables, z, train=False, method='decode')
     return jax.nn.sigmoid(logits)
 
-  def query(sender, image):
-    message, _ = sender.client.protect(sender.state, image)
-    return message
+  def sending(sender):
+    """Returns image -> latents of query and reply, sent once an image."""
+    sent = {}
 
-  def mask(sender, opener, secret, image):
-    reply = run.server.respond(run.server_state, query(sender, image))
-    latents = wire.decode(reply).latents
-    return open_mask(opener.state.mask, secret['mask'], latents)
+    def send(image):
+      key = image.tobytes()
+      if key not in sent:
+        query, _ = sender.client.protect(sender.state, image)
+        reply = run.server.respond(run.server_state, query)
+        sent[key] = wire.decode(query).latents, wire.decode(reply).latents
+      return sent[key]
 
-  def picture(sender, opener, secret, image):
-    latents = wire.decode(query(sender, image)).latents
-    return open_image(opener.state.image, secret['image'], latents)
+    return send
+
+  def mask(send, opener, secret, image):
+    _, reply = send(image)
+    return open_mask(opener.state.mask, secret['mask'], reply)
+
+  def picture(send, opener, secret, image):
+    query, _ = send(image)
+    return open_image(opener.state.image, secret['image'], query)
 
   names = list(run.hospitals)
   empty = lambda: {key: {i: {} for i in names} for key in KEYS}
   result = Matrices(empty(), empty(), empty())
   for i, sender in run.hospitals.items():
-    test = run.data.hospitals[i]['test']
+    test, send = run.data.hospitals[i]['test'], sending(sender)
     for j, opener in run.hospitals.items():
       for key, owner in zip(KEYS, (opener, sender)):
-        pair = sender, opener, owner.state.secrets
+        opened = send, opener, owner.state.secrets
         segmented = evaluators.segmentation(
-          functools.partial(mask, *pair),
+          functools.partial(mask, *opened),
           test,
           class_names=run.data.class_names,
         )
         drawn = evaluators.reconstruction(
-          functools.partial(picture, *pair), test
+          functools.partial(picture, *opened), test
         )
         result.dice[key][i][j] = segmented['mean']['dice']
         result.ssim[key][i][j] = drawn['ssim']
