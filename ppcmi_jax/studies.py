@@ -225,7 +225,11 @@ def _print_plan(name, variants, root):
 
 
 def _is_done(root, variant) -> bool:
-  return (_folder(root, variant) / 'eval' / evaluation.RESULTS).exists()
+  file = _folder(root, variant) / 'eval' / evaluation.RESULTS
+  # The minutes are written last, after every evaluation.
+  return file.exists() and 'minutes' in workdir.read_object(
+    file, 'delete it to run it again'
+  )
 
 
 def _evaluated(variant, earlier: Sequence[Variant], root) -> dict[str, Any]:

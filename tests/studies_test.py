@@ -93,6 +93,18 @@ def test_a_stopped_study_goes_on(tmp_path, monkeypatch, capsys):
     run()
 
 
+def test_a_run_that_was_not_scored_to_the_end_is_not_done(config, tmp_path):
+  variant = studies.Variant('all', config)
+  file = tmp_path / 'all' / 'eval' / 'results.json'
+  assert not studies._is_done(tmp_path, variant)
+  file.parent.mkdir(parents=True)
+  # What a kill between two evaluations leaves.
+  file.write_text('{"segmentation": {}}')
+  assert not studies._is_done(tmp_path, variant)
+  file.write_text('{"segmentation": {}, "minutes": 1.0}')
+  assert studies._is_done(tmp_path, variant)
+
+
 def test_autoencoders_are_copied_where_they_cannot_differ(config, tmp_path):
   base = studies.Variant('all', config)
   for task in ('image_1', 'mask_1', 'image_2', 'mask_2', 'mapping'):
