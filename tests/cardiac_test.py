@@ -4,6 +4,7 @@ import gzip
 import pathlib
 import re
 
+import manual_builds
 import numpy as np
 import pytest
 from PIL import Image
@@ -75,26 +76,9 @@ def write_pictures(folder, names=('a', 'b'), *, high=255, suffix='png'):
   return written
 
 
-def build(folder, tmp_path, **options):
-  config = cardiac.CardiacConfig(manual_dir=str(folder), **options)
-  builder = cardiac.Cardiac(data_dir=tmp_path / 'prepared', config=config)
-  builder.download_and_prepare()
-  return builder
-
-
-def prepare(folder, tmp_path, **options):
-  builder = build(folder, tmp_path, **options)
-  return [
-    {k: v.decode() if isinstance(v, bytes) else v for k, v in e.items()}
-    for e in builder.as_data_source('all')
-  ]
-
-
-def refusal(folder, tmp_path, **options):
-  with pytest.raises(ValueError) as caught:
-    build(folder, tmp_path, **options)
-  assert '\n' not in str(caught.value)
-  return str(caught.value)
+build, prepare, refusal = manual_builds.functions(
+  cardiac.Cardiac, cardiac.CardiacConfig
+)
 
 
 @pytest.fixture

@@ -5,6 +5,7 @@ import shutil
 
 import dicom_test
 import fumpe_order_test
+import manual_builds
 import numpy as np
 import pytest
 from absl import logging
@@ -55,26 +56,9 @@ def write_mask(folder, patient, planes, key='Mask'):
   return path
 
 
-def build(folder, tmp_path, **options):
-  config = fumpe.FumpeConfig(manual_dir=str(folder), **options)
-  builder = fumpe.Fumpe(data_dir=tmp_path / 'prepared', config=config)
-  builder.download_and_prepare()
-  return builder
-
-
-def prepare(folder, tmp_path, **options):
-  builder = build(folder, tmp_path, **options)
-  return [
-    {k: v.decode() if isinstance(v, bytes) else v for k, v in e.items()}
-    for e in builder.as_data_source('all')
-  ]
-
-
-def refusal(folder, tmp_path, **options):
-  with pytest.raises(ValueError) as caught:
-    build(folder, tmp_path, **options)
-  assert '\n' not in str(caught.value)
-  return str(caught.value)
+build, prepare, refusal = manual_builds.functions(
+  fumpe.Fumpe, fumpe.FumpeConfig
+)
 
 
 @pytest.fixture
