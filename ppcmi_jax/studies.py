@@ -4,8 +4,9 @@ r"""Studies: several runs that differ in one thing, and one table of them.
       --workdir=runs/study
 
 Each variant is a run of its own under the workdir, trained and evaluated where
-that was not done before: a study that was stopped goes on where it was.
-Autoencoders that do not differ between variants are trained once and copied.
+that was not done before: a study that was stopped goes on where it was, and
+studies in one workdir share the runs that they have in common. Autoencoders
+that do not differ between runs are trained once and copied.
 
     comparison   this method, its stand-ins, and privacy-agnostic networks
     ablation     the method less one of its parts
@@ -17,7 +18,7 @@ import json
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -25,6 +26,7 @@ import numpy as np
 from ppcmi_jax import (
   collaboration,
   evaluation,
+  hospitals,
   learners,
   study_tables,
   tables,
@@ -162,7 +164,7 @@ def run(
   for i, variant in enumerate(variants, start=1):
     missing = [v for v in variants[i - 1 :] if not _is_done(root, v)]
     start = time.monotonic()
-    done[variant.name] = _evaluated(variant, variants[: i - 1], root)
+    done[variant.name] = _evaluated(variant, root)
     configs = {v.name: v.config for v in variants[:i]}
     table = study_tables.build(name, configs, done)
     _write(root, variant, table)
@@ -192,7 +194,20 @@ def _write(root, variant, table) -> None:
 
 
 def _folder(root, variant) -> pathlib.Path:
+  """Returns where a variant is, or belongs: a run of its configuration."""
+  wanted = workdir.essence(variant.config.to_dict())
+  for folder, config in _runs(root):
+    if config == wanted:
+      return folder
   return root / variant.name.replace(' ', '-').replace(',', '')
+
+
+def _runs(root) -> list[tuple[pathlib.Path, dict[str, Any]]]:
+  """Returns the folder and the configuration of every run of the workdir."""
+  return [
+    (file.parent, workdir.read_object(file, 'restore it or delete its folder'))
+    for file in sorted(root.glob('*/config.json'))
+  ]
 
 
 def _steps(config) -> int:
@@ -202,41 +217,54 @@ def _steps(config) -> int:
 
 
 def _print_plan(name, variants, root):
-  rows = [
-    [
-      variant.name,
-      _steps(variant.config),
-      'done' if _is_done(root, variant) else 'to run',
-    ]
-    for variant in variants
-  ]
+  rows, pace = [], _minutes_a_step(variants, root)
+  for variant in variants:
+    steps, done = _steps(variant.config), _is_done(root, variant)
+    estimate = (
+      'done' if done else f'{steps * pace:.0f}' if pace else 'not known'
+    )
+    rows.append([variant.name, steps, estimate])
   print(
     tables.text(
       tables.Table(
         name,
         f'Study {name!r}: {len(variants)} runs under {root}',
-        ['variant', 'steps of a client and the server', 'state'],
+        ['variant', 'steps of a client and the server', 'minutes, about'],
         rows,
-        'A run says what is left when it is done; stop and start as you like.',
+        'Minutes by what the runs that are done took a step, whatever their '
+        'networks. A run says what is left when it is done; stop and start as '
+        'you like.',
       )
     ),
     flush=True,
   )
 
 
+def _minutes_a_step(variants, root) -> float:
+  """Returns what the runs that are done took; 0 if none is."""
+  done = [v for v in variants if _is_done(root, v)]
+  spent = sum(_results(_folder(root, v))['minutes'] for v in done)
+  return spent / sum(_steps(v.config) for v in done) if done else 0.0
+
+
 def _is_done(root, variant) -> bool:
-  file = _folder(root, variant) / 'eval' / evaluation.RESULTS
   # The minutes are written last, after every evaluation.
-  return file.exists() and 'minutes' in workdir.read_object(
-    file, 'delete it to run it again'
-  )
+  return 'minutes' in _results(_folder(root, variant))
 
 
-def _evaluated(variant, earlier: Sequence[Variant], root) -> dict[str, Any]:
+def _results(folder) -> dict[str, Any]:
+  """Returns what was evaluated of a run so far."""
+  file = folder / 'eval' / evaluation.RESULTS
+  if not file.exists():
+    return {}
+  return workdir.read_object(file, 'delete it to run it again')
+
+
+def _evaluated(variant, root) -> dict[str, Any]:
   """Trains and evaluates a variant, as far as that is to be done."""
   config, path = variant.config, _folder(root, variant)
   if not _is_done(root, variant):
-    _reuse_autoencoders(variant, earlier, root)
+    _reuse_autoencoders(variant, root)
     start = time.monotonic()
     collaboration.train(config, path)
     minutes = (time.monotonic() - start) / 60
@@ -249,10 +277,7 @@ def _evaluated(variant, earlier: Sequence[Variant], root) -> dict[str, Any]:
     file = folder.path / 'eval' / evaluation.RESULTS
     folder.write_text(file, json.dumps(results, indent=1) + '\n')
   # Opening it compares its configuration with the variant's.
-  folder = workdir.Workdir(path, config.to_dict(), create=False)
-  return workdir.read_object(
-    folder.path / 'eval' / evaluation.RESULTS, 'delete it to run it again'
-  )
+  return _results(workdir.Workdir(path, config.to_dict(), create=False).path)
 
 
 def _keep_examples(trained, path) -> None:
@@ -307,28 +332,28 @@ def _draw(name, variants, root) -> None:
   )
 
 
-def _reuse_autoencoders(variant, earlier, root) -> None:
-  """Copies what an earlier variant trained with the same configuration."""
+def _reuse_autoencoders(variant, root) -> None:
+  """Copies what another run trained with the same configuration."""
   if variant.config.method in learners.BASELINES:
     return
 
-  def essence(config):
-    fields = config.to_dict()
-    return {k: v for k, v in fields.items() if k not in MAPPING_FIELDS}
+  def fields_of(config):
+    return {k: v for k, v in config.items() if k not in MAPPING_FIELDS}
 
+  wanted = fields_of(workdir.essence(variant.config.to_dict()))
+  names = variant.config.clients
   target = _folder(root, variant) / 'checkpoints'
-  for other in earlier:
-    if essence(other.config) != essence(variant.config):
+  for folder, config in _runs(root):
+    if fields_of(config) != wanted or folder == target.parent:
       continue
-    for modality in ('image', 'mask'):
-      for source in (_folder(root, other) / 'checkpoints').glob(
-        f'{modality}_*'
-      ):
-        name = source.name.partition('_')[2]
-        wanted = not variant.config.clients or name in variant.config.clients
-        if wanted and not (target / source.name).exists():
-          partial = target.with_name(f'{source.name}.partial')
-          shutil.rmtree(partial, ignore_errors=True)
-          shutil.copytree(source, partial)
-          target.mkdir(parents=True, exist_ok=True)
-          partial.rename(target / source.name)
+    for source in sorted((folder / 'checkpoints').glob('*_*')):
+      modality, _, name = source.name.partition('_')
+      if modality not in hospitals.MODALITIES or (names and name not in names):
+        continue
+      if (target / source.name).exists():
+        continue
+      partial = target.with_name(f'{source.name}.partial')
+      shutil.rmtree(partial, ignore_errors=True)
+      shutil.copytree(source, partial)
+      target.mkdir(parents=True, exist_ok=True)
+      partial.rename(target / source.name)

@@ -29,6 +29,14 @@ def read_object(path: pathlib.Path, remedy: str) -> dict[str, Any]:
   return found
 
 
+def essence(config: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a configuration as JSON keeps it, less the places of data."""
+  kept = json.loads(json.dumps(config))
+  for place in ('data_dir', 'manual_dir'):  # no part of what a run is
+    kept.pop(place, None)
+  return kept
+
+
 class Workdir:
   """Opens a folder for a configuration, creating it where it is missing.
 
@@ -51,9 +59,7 @@ class Workdir:
   ):
     self.path = pathlib.Path(path).absolute()
     config_path = self.path / 'config.json'
-    config = json.loads(json.dumps(config))
-    for place in ('data_dir', 'manual_dir'):  # no part of what a run is
-      config.pop(place, None)
+    config = essence(config)
     if not create and not config_path.exists():
       raise ValueError(
         f'workdir {self.path}: expected a trained run, found no config.json; '
