@@ -1,33 +1,13 @@
-"""Tests of epoch keys: enrolment, rotation, erasure, and the ledger."""
+"""Tests of epoch keys: enrolment, rotation, erasure."""
 
-import concurrent.futures
 import os
 import re
 import stat
 
-import hypothesis
 import pytest
-from hypothesis import strategies as st
 
 from ppcmi_jax import keyring
-from ppcmi_jax.sealed import envelope, epochs
-
-HEADER = envelope.Header(
-  client='clinic-1',
-  epoch=0,
-  direction='query',
-  modality='image',
-  model_id='demo',
-  message_id=bytes(16),
-  counter=1,
-  dtype='int8',
-  shapes={'b': (1, 8)},
-  nonce=bytes(32),
-)
-
-
-def header_of(counter, epoch=0):
-  return HEADER._replace(counter=counter, epoch=epoch)
+from ppcmi_jax.keyring import epochs, ledger
 
 
 def mode_of(path):
@@ -235,7 +215,7 @@ def test_files_and_folders_open_to_others_are_refused(enrolled):
   os.chmod(path, 0o600)
   folder = os.path.dirname(path)
   os.chmod(folder, 0o755)
-  for function in (epochs.load, epochs.rotate, epochs.Ledger):
+  for function in (epochs.load, epochs.rotate, ledger.Ledger):
     refuse('expected mode 0700, found 0755', function, path)
   os.chmod(folder, 0o700)
   assert epochs.load(path)
@@ -243,121 +223,10 @@ def test_files_and_folders_open_to_others_are_refused(enrolled):
 
 def test_missing_files_are_named(tmp_path):
   path = tmp_path / 'clinic-1.epoch'
-  for function in (epochs.load, epochs.rotate, epochs.Ledger):
+  for function in (epochs.load, epochs.rotate, ledger.Ledger):
     refuse('found No such file', function, path)
 
 
 def test_keys_are_not_shown(enrolled):
   key = epochs.load(enrolled[0])
   assert repr(key) == f'EpochKey(clinic-1, epoch 0, {key.key_id})'
-
-
-def test_counters_rise_and_survive_a_crash(enrolled):
-  path, _ = enrolled
-  counters = []
-  for _ in range(3):  # each a process that is killed sooner or later
-    ledger = epochs.Ledger(path)
-    counters += [ledger.reserve(0) for _ in range(epochs.BLOCK + 3)]
-  assert counters[: epochs.BLOCK + 3] == list(range(1, epochs.BLOCK + 4))
-  assert counters == sorted(set(counters))
-
-
-def test_two_sessions_never_share_a_counter(enrolled):
-  path, _ = enrolled
-  ledgers = [epochs.Ledger(path) for _ in range(2)]
-  with concurrent.futures.ThreadPoolExecutor(4) as pool:
-    counters = list(
-      pool.map(lambda i: ledgers[i % 2].reserve(0), range(2 * epochs.BLOCK))
-    )
-  assert len(set(counters)) == len(counters)
-
-
-def test_of_many_that_accept_one_message_one_succeeds(enrolled):
-  path, _ = enrolled
-  ledgers = [epochs.Ledger(path) for _ in range(4)]
-
-  def accept(ledger):
-    try:
-      ledger.accept(header_of(5))
-    except envelope.MessageRejected:
-      return False
-    return True
-
-  with concurrent.futures.ThreadPoolExecutor(4) as pool:
-    assert sum(pool.map(accept, ledgers)) == 1
-
-
-def test_replays_are_refused_by_the_next_process_too(enrolled):
-  path, _ = enrolled
-  for counter in (1, 2, 5, 3):
-    epochs.Ledger(path).accept(header_of(counter))
-  for counter in (1, 2, 3, 5):
-    with pytest.raises(envelope.MessageRejected):
-      epochs.Ledger(path).accept(header_of(counter))
-  epochs.Ledger(path).accept(header_of(4))
-
-
-@hypothesis.given(
-  st.lists(
-    st.one_of(
-      st.integers(1, 40),
-      st.integers(epochs.WINDOW - 3, epochs.WINDOW + 45),
-      st.integers(2**64 - 3, 2**64 - 1),
-    ),
-    max_size=12,
-  )
-)
-@hypothesis.settings(max_examples=40, deadline=None)
-def test_the_window_is_that_of_a_set(tmp_path_factory, counters):
-  """Against a memory of all counters, of which only the last WINDOW pass."""
-  path, _ = epochs.enrol(tmp_path_factory.mktemp('client'), 'clinic-1')
-  ledger, seen = epochs.Ledger(path), set()
-  for counter in counters:
-    highest = max(seen, default=0)
-    if counter in seen or counter <= highest - epochs.WINDOW:
-      with pytest.raises(envelope.MessageRejected):
-        ledger.accept(header_of(counter))
-    else:
-      ledger.accept(header_of(counter))
-      seen.add(counter)
-  with open(f'{path[:-6]}.ledger') as file:
-    assert len(file.read()) < 400  # however many were seen
-
-
-def test_a_new_epoch_starts_anew_and_the_old_one_is_over(enrolled):
-  path, _ = enrolled
-  ledger = epochs.Ledger(path)
-  assert [ledger.reserve(0), ledger.reserve(0)] == [1, 2]
-  ledger.accept(header_of(9))
-  ledger.accept(header_of(9, epoch=1))
-  assert ledger.reserve(1) == 1
-  with pytest.raises(envelope.MessageRejected):
-    ledger.accept(header_of(10))
-  refuse('epoch: expected none before', epochs.Ledger(path).reserve, 0)
-
-
-def test_nothing_is_accepted_that_is_not_written_down(enrolled, monkeypatch):
-  path, _ = enrolled
-  ledger = epochs.Ledger(path)
-  with monkeypatch.context() as context:
-
-    def fail(*_):
-      raise OSError(28, 'No space left on device')
-
-    context.setattr(os, 'replace', fail)
-    refuse('found No space', ledger.accept, header_of(1))
-    refuse('found No space', ledger.reserve, 0)
-  ledger.accept(header_of(1))
-  assert ledger.reserve(0) == 1
-
-
-def test_a_damaged_or_lost_ledger_is_no_empty_one(enrolled):
-  path, _ = enrolled
-  name = f'{path[:-6]}.ledger'
-  ledger = epochs.Ledger(path)
-  with open(name, 'r+') as file:
-    file.truncate(50)
-  refuse('expected a ledger', ledger.accept, header_of(1))
-  os.unlink(name)
-  refuse('found No such file', ledger.reserve, 0)
-  refuse('found No such file', epochs.Ledger, path)

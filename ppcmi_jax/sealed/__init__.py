@@ -1,4 +1,4 @@
-"""The hardened protection of messages: mix, mask, seal, and keys that move on.
+"""The hardened protection of messages: mix, mask, seal.
 
   module    what
   --------  -------------------------------------------------------------
@@ -6,10 +6,10 @@
   masking   quantise, then a ChaCha20 keystream added modulo 2^32
   sealing   one AES-256-GCM a message, over its header and its words
   envelope  the layout of those messages
-  epochs    keys of a client that are replaced and erased; replay refusal
   chacha    ChaCha20 in JAX
 
 What is claimed rests on `masking` and `sealing`: standard cryptography with a
 fresh nonce a message. Whoever holds the key, as the server does, reads the
-latents.
+latents. `keyring.epochs` replaces and erases keys, and `keyring.ledger` refuses
+replays.
 """

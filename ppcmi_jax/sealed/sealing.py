@@ -12,7 +12,7 @@ one message and the 96-bit IV of GCM is zero. A `Draft` seals once.
 
 `open` believes nothing. It checks every size before it allocates or decrypts,
 and raises the one `MessageRejected`, without detail, whatever is wrong. Replays
-are valid messages: `epochs` refuses them. Whoever copies a running machine
+are valid messages: `ledger` refuses them. Whoever copies a running machine
 copies the state its randomness comes from; start anew after cloning one.
 
 **What stays in clear**: the header, that is who talks to whom, when, how often,
@@ -110,7 +110,7 @@ def draft(
   Args:
     key: 32 bytes, the client's key of the epoch.
     client, epoch, direction, modality, model_id, dtype, shapes, counter: as in
-      Header. The counter is `epochs.Ledger.reserve`'s.
+      Header. The counter is `ledger.Ledger.reserve`'s.
     message_id: the query's for a reply, the pair's for a contribution; None
       draws one from the operating system.
 
@@ -200,7 +200,7 @@ def open(
 
   Raises:
     MessageRejected: for all but a message that `seal` made with this key and
-      these fields. It doesn't remember: see `epochs.Ledger.accept`.
+      these fields. It doesn't remember: see `ledger.Ledger.accept`.
     ValueError: for a key that is not 32 bytes.
   """
   keyring.key_id(key)  # the receiver's own mistakes are not the message's

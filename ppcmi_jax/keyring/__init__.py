@@ -23,6 +23,14 @@ and editing. Messages and logs may name it; it tells nothing about the secret.
 Secrets never come from a seed of a config: `jax.random.key(seed)` keeps 32 bits
 of it. File modes are those of POSIX systems.
 
+Beside the secret that never changes, this package has keys that do:
+
+  module  what
+  ------  -------------------------------------------------------------
+  epochs  keys that a client and the server share, replace and erase
+  ledger  counters of messages: each is sent once and let through once
+  files   how all of these are written and read
+
   >>> import os
   >>> import tempfile
   >>> from ppcmi_jax import keyring
@@ -35,10 +43,8 @@ of it. File modes are those of POSIX systems.
   32
 """
 
-import contextlib
 import os
 import re
-import stat
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -46,6 +52,8 @@ import jax
 import numpy as np
 from cryptography.hazmat.primitives import hashes
 from cryptography.hazmat.primitives.kdf import hkdf
+
+from ppcmi_jax.keyring import files
 
 SECRET_BYTES = 32
 FORMAT = 'ppcmi_jax-key-v1'
@@ -79,13 +87,15 @@ def create(path: str | os.PathLike[str]) -> bytes:
   secret = os.urandom(SECRET_BYTES)
   line = f'{FORMAT} {secret.hex()} {key_id(secret)}\n'.encode()
   try:
-    write_new(os.fspath(path), line)
+    files.write_new(os.fspath(path), line)
   except FileExistsError:
     todo = 'it is never overwritten: load it, or choose another path'
-    raise _error(where, 'no file', 'one', todo) from None
+    raise files.error(where, 'no file', 'one', todo) from None
   except (OSError, ValueError) as error:
     todo = 'choose a folder you may write to, on a disk with hard links'
-    raise _error(where, 'to write a file', _reason(error), todo) from None
+    raise files.error(
+      where, 'to write a file', files.reason(error), todo
+    ) from None
   return secret
 
 
@@ -108,31 +118,33 @@ def load(path: str | os.PathLike[str], *, key_id: str | None = None) -> bytes:
   if key_id is not None and not _KEY_ID.fullmatch(str(key_id)):
     # Not quoted: someone may have passed the secret itself.
     todo = 'take it from keyring.key_id'
-    raise _error('key_id', '16 lower-case hex digits', 'another form', todo)
+    raise files.error(
+      'key_id', '16 lower-case hex digits', 'another form', todo
+    )
   try:
-    line, mode = read_private(os.fspath(path), _LINE_BYTES + 1)
+    line, mode = files.read_private(os.fspath(path), _LINE_BYTES + 1)
   except FileNotFoundError:
     todo = 'copy it here, or make one with keyring.create'
-    raise _error(where, 'a key file', 'nothing', todo) from None
+    raise files.error(where, 'a key file', 'nothing', todo) from None
   except (OSError, ValueError) as error:
-    found, todo = _reason(error), 'check the path and who owns it'
-    raise _error(where, 'a readable key file', found, todo) from None
+    found, todo = files.reason(error), 'check the path and who owns it'
+    raise files.error(where, 'a readable key file', found, todo) from None
   if mode & 0o077:
     todo = 'run chmod 600 on it, and make a new key if others may have read it'
-    raise _error(where, 'mode 0600', f'{mode:04o}', todo)
+    raise files.error(where, 'mode 0600', f'{mode:04o}', todo)
   match = _LINE.fullmatch(line)
   todo = 'the file was damaged or edited: restore it from its backup'
   if not match:
     expected = f'one line of {_LINE_BYTES} bytes, {FORMAT!r}, secret, key id'
-    raise _error(where, expected, _malformation(line), todo)
+    raise files.error(where, expected, _malformation(line), todo)
   secret, written = bytes.fromhex(match[1].decode()), match[2].decode()
   found = _key_id(secret)
   if written != found:
     expected = f'a secret of key id {written}, as its line says'
-    raise _error(where, expected, f'one of {found}', todo)
+    raise files.error(where, expected, f'one of {found}', todo)
   if key_id not in (None, found):
     todo = 'wrong key: use the file of the expected one'
-    raise _error(where, f'key id {key_id}', found, todo)
+    raise files.error(where, f'key id {key_id}', found, todo)
   return secret
 
 
@@ -229,15 +241,15 @@ def _key_id(secret):
 def _info(domain, labels):
   todo = 'name the use of the key in plain text'
   if not labels:
-    raise _error('labels', 'at least one', 'none', todo)
+    raise files.error('labels', 'at least one', 'none', todo)
   for label in labels:
     if not isinstance(label, str):
-      raise _error('labels', 'strings', type(label).__name__, todo)
+      raise files.error('labels', 'strings', type(label).__name__, todo)
   try:
     return _encoded([domain, *labels])
   except UnicodeEncodeError:
     found = 'a lone surrogate'
-    raise _error('labels', 'valid Unicode', found, todo) from None
+    raise files.error('labels', 'valid Unicode', found, todo) from None
 
 
 def _encoded(strings):
@@ -248,73 +260,14 @@ def _encoded(strings):
 def _hkdf(secret, info, length, salt):
   if not isinstance(secret, bytes) or not isinstance(salt, bytes):
     found = f'{type(secret).__name__} and {type(salt).__name__}'
-    raise _error('secret and salt', 'bytes', found, 'convert them')
+    raise files.error('secret and salt', 'bytes', found, 'convert them')
   if len(secret) != SECRET_BYTES:
     found, todo = f'{len(secret)}', 'use keyring.create or keyring.load'
-    raise _error('secret', f'{SECRET_BYTES} bytes', found, todo)
+    raise files.error('secret', f'{SECRET_BYTES} bytes', found, todo)
   if type(length) is not int or not 1 <= length <= MAX_DERIVED_BYTES:
     expected, todo = f'1 to {MAX_DERIVED_BYTES} bytes', 'derive several keys'
-    raise _error('length', expected, repr(length), todo)
+    raise files.error('length', expected, repr(length), todo)
   return hkdf.HKDF(hashes.SHA256(), length, salt, info).derive(secret)
-
-
-def write_new(path: str, line: bytes) -> None:
-  """Writes a whole file of mode 0600, or raises OSError and leaves none.
-
-  It never replaces a file (FileExistsError); missing folders get mode 0700.
-  """
-  folder = os.path.dirname(os.path.abspath(path))
-  _make_folders(folder)
-  # A name of its own length: one longer than `path` might not be allowed.
-  temporary = os.path.join(folder, f'.new-{os.urandom(8).hex()}')
-  file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-  try:
-    with os.fdopen(file, 'wb') as stream:
-      os.fchmod(file, 0o600)  # whatever the umask left
-      stream.write(line)
-      stream.flush()
-      os.fsync(file)
-    os.link(temporary, path)  # unlike rename, refuses to replace
-  finally:
-    os.unlink(temporary)
-  sync_folder(folder)
-
-
-def _make_folders(folder):
-  # os.makedirs would give intermediate folders the default mode.
-  if os.path.isdir(folder):
-    return
-  _make_folders(os.path.dirname(folder))
-  try:
-    os.mkdir(folder, 0o700)
-  except FileExistsError:
-    if not os.path.isdir(folder):
-      raise NotADirectoryError('a file where a folder should be') from None
-  sync_folder(os.path.dirname(folder))
-
-
-def sync_folder(folder: str) -> None:
-  """Makes the names in a folder survive a crash, where that can be done."""
-  # Some file systems can't sync folders; the key file itself is synced.
-  with contextlib.suppress(OSError):
-    file = os.open(folder, os.O_RDONLY)
-    try:
-      os.fsync(file)
-    finally:
-      os.close(file)
-
-
-def read_private(path: str, num_bytes: int) -> tuple[bytes, int]:
-  """Returns the first bytes of a regular file and its permission bits."""
-  # Without O_NONBLOCK opening a pipe would wait for a writer.
-  file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
-  try:
-    mode = os.fstat(file).st_mode
-    if not stat.S_ISREG(mode):
-      raise ValueError('something that is no regular file')
-    return os.read(file, num_bytes), stat.S_IMODE(mode)
-  finally:
-    os.close(file)
 
 
 def _malformation(line):
@@ -324,12 +277,3 @@ def _malformation(line):
   if len(line) < _LINE_BYTES:
     return f'{len(line)} bytes'
   return 'bytes of another form'
-
-
-def _reason(error):
-  text = getattr(error, 'strerror', None) or str(error)
-  return ' '.join(text.split())
-
-
-def _error(name, expected, found, todo):
-  return ValueError(f'{name}: expected {expected}, found {found}; {todo}')

@@ -1,0 +1,175 @@
+"""Files of keys: of one line, whole after a crash, closed to others.
+
+Modes and locks are those of POSIX systems. Nothing here quotes what a file
+holds, and no file of keys is longer than MAX_BYTES.
+"""
+
+import contextlib
+import os
+import stat
+from collections.abc import Iterator
+from typing import Any
+
+MAX_BYTES = 1024
+
+
+def write_new(path: str, line: bytes) -> None:
+  """Writes a whole file of mode 0600, or raises OSError and leaves none.
+
+  It never replaces a file (FileExistsError); missing folders get mode 0700.
+  """
+  folder = os.path.dirname(os.path.abspath(path))
+  _make_folders(folder)
+  temporary = _write_temporary(folder, line)
+  try:
+    os.link(temporary, path)  # unlike rename, refuses to replace
+  finally:
+    os.unlink(temporary)
+  sync_folder(folder)
+
+
+def replace(path: str, line: bytes) -> None:
+  """Puts a whole file of mode 0600 in the place of another, or raises OSError.
+
+  The other's blocks are not overwritten.
+  """
+  folder = os.path.dirname(os.path.abspath(path))
+  temporary = _write_temporary(folder, line)
+  try:
+    os.replace(temporary, path)
+  except OSError:
+    os.unlink(temporary)
+    raise
+  sync_folder(folder)
+
+
+def overwrite(file: int) -> None:
+  """Writes random bytes over those of an open file of keys, and syncs it."""
+  size = os.fstat(file).st_size
+  os.pwrite(file, os.urandom(min(size, MAX_BYTES)), 0)
+  os.fsync(file)
+
+
+def sync_folder(folder: str) -> None:
+  """Makes the names in a folder survive a crash, where that can be done."""
+  # Some file systems can't sync folders; the key file itself is synced.
+  with contextlib.suppress(OSError):
+    file = os.open(folder, os.O_RDONLY)
+    try:
+      os.fsync(file)
+    finally:
+      os.close(file)
+
+
+def read_private(path: str, num_bytes: int) -> tuple[bytes, int]:
+  """Returns the first bytes of a regular file and its permission bits.
+
+  Raises:
+    OSError: if it can't be read.
+    ValueError: if it is no regular file.
+  """
+  # Without O_NONBLOCK opening a pipe would wait for a writer.
+  file = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+  try:
+    mode = os.fstat(file).st_mode
+    if not stat.S_ISREG(mode):
+      raise ValueError('something that is no regular file')
+    return os.read(file, num_bytes), stat.S_IMODE(mode)
+  finally:
+    os.close(file)
+
+
+def read_line(path: str, what: str) -> bytes:
+  """Reads a file of mode 0600 in a folder of 0700, or stricter.
+
+  Args:
+    path: of the file.
+    what: it should be, for the error: 'an epoch key'.
+
+  Raises:
+    ValueError: if it is missing or unreadable, or it or its folder is open to
+      group or others.
+  """
+  try:
+    line, mode = read_private(path, MAX_BYTES + 1)
+    folder = os.path.dirname(os.path.abspath(path))
+    folder_mode = stat.S_IMODE(os.stat(folder).st_mode)
+  except (OSError, ValueError) as found:
+    todo = 'check the path, or enrol the client'
+    raise error(ascii(path), what, reason(found), todo) from None
+  if mode & 0o077:
+    todo = 'run chmod 600 on it, and enrol again if others may have read it'
+    raise error(ascii(path), 'mode 0600', f'{mode:04o}', todo)
+  if folder_mode & 0o077:
+    todo = 'run chmod 700 on it'
+    raise error(ascii(folder), 'mode 0700', f'{folder_mode:04o}', todo)
+  return line
+
+
+@contextlib.contextmanager
+def writing(path: str) -> Iterator[None]:
+  """Turns an OSError inside into a ValueError that names the file."""
+  try:
+    yield
+  except OSError as found:
+    todo = 'check who owns it and the free space'
+    raise error(ascii(path), 'to write it', reason(found), todo) from None
+
+
+@contextlib.contextmanager
+def locked(path: str) -> Iterator[None]:
+  """Holds the files that share this one's stem; ends with the process at last.
+
+  Raises:
+    ValueError: if the lock's file can't be written.
+  """
+  import fcntl  # missing on Windows, where keys can still be derived
+
+  name = f'{os.path.splitext(path)[0]}.lock'
+  with writing(name):
+    file = os.open(name, os.O_RDWR | os.O_CREAT, 0o600)
+  try:
+    fcntl.flock(file, fcntl.LOCK_EX)
+    yield
+  finally:
+    os.close(file)
+
+
+def reason(found: Exception) -> str:
+  """Returns why a call of the system failed, in one line."""
+  text = getattr(found, 'strerror', None) or str(found)
+  return ' '.join(text.split())
+
+
+def error(name: str, expected: Any, found: Any, todo: str) -> ValueError:
+  """Returns the error of one line: what, expected, found, what to do."""
+  return ValueError(f'{name}: expected {expected}, found {found}; {todo}')
+
+
+def _write_temporary(folder, line):
+  # A name of its own length: one longer than the file's might not be allowed.
+  temporary = os.path.join(folder, f'.new-{os.urandom(8).hex()}')
+  file = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+  try:
+    with os.fdopen(file, 'wb') as stream:
+      os.fchmod(file, 0o600)  # whatever the umask left
+      stream.write(line)
+      stream.flush()
+      os.fsync(file)
+  except BaseException:
+    os.unlink(temporary)
+    raise
+  return temporary
+
+
+def _make_folders(folder):
+  # os.makedirs would give intermediate folders the default mode.
+  if os.path.isdir(folder):
+    return
+  _make_folders(os.path.dirname(folder))
+  try:
+    os.mkdir(folder, 0o700)
+  except FileExistsError:
+    if not os.path.isdir(folder):
+      raise NotADirectoryError('a file where a folder should be') from None
+  sync_folder(os.path.dirname(folder))
