@@ -31,6 +31,8 @@ Beside the secret that never changes, this package has keys that do:
   ledger  counters of messages: each is sent once and let through once
   files   how all of these are written and read
 
+`python -m ppcmi_jax.keyring --help` is for those who carry them.
+
   >>> import os
   >>> import tempfile
   >>> from ppcmi_jax import keyring

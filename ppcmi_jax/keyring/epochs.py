@@ -86,6 +86,7 @@ def enrol(folder: str | os.PathLike[str], client: str) -> tuple[str, str]:
   if not isinstance(client, str) or not _CLIENT.fullmatch(client):
     expected = '1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or a digit'
     raise files.error('client', expected, ascii(client), 'choose such a name')
+  _check_folder(folder)
   root = os.urandom(keyring.SECRET_BYTES)
   first = EpochKey(client, 0, keyring.derive(root, 'epoch', client, '0'))
   del root
@@ -111,10 +112,16 @@ def import_key(
     The path of the key.
 
   Raises:
-    ValueError: as `load` for the export, and if the client has a key here.
+    ValueError: as `load` for the export, and if the client has a key here or
+      the folder is open to others; or, with the key taken in, if the export
+      can't be erased.
   """
   path = _install(folder, load(export))
-  erase(export)
+  try:
+    erase(export)
+  except ValueError as error:
+    text = f'{error}; its key was taken in: destroy this copy by other means'
+    raise ValueError(text) from None
   return path
 
 
@@ -220,14 +227,20 @@ def erase(path: str | os.PathLike[str]) -> None:
 
 def _install(folder, key):
   """Writes a new key and its ledger; returns the key's path."""
-  stem = os.path.join(os.fspath(folder), key.client)
-  path = f'{stem}.epoch'
+  _check_folder(folder)
+  path = os.path.join(os.fspath(folder), f'{key.client}.epoch')
   if os.path.lexists(path):
-    todo = 'rotate it, or erase it and its ledger to enrol again'
+    todo = 'rotate it, or erase it to enrol again'
     raise files.error(ascii(path), 'no key of this client', 'one', todo)
   ledger.create(path, key.epoch)
   _write_new(path, _key_line(key))
   return path
+
+
+def _check_folder(folder):
+  # A missing one will be made, and closed to others.
+  if os.path.lexists(folder):
+    files.check_folder(os.fspath(folder))
 
 
 def _key_line(key):

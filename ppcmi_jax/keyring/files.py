@@ -79,6 +79,24 @@ def read_private(path: str, num_bytes: int) -> tuple[bytes, int]:
     os.close(file)
 
 
+def check_folder(folder: str) -> None:
+  """Raises ValueError unless a folder is there and closed to group and others.
+
+  The mode of the files in it would not keep others from replacing them.
+  """
+  try:
+    mode = os.stat(folder).st_mode
+  except (OSError, ValueError) as found:
+    todo = 'check the path'
+    raise error(ascii(folder), 'a folder', reason(found), todo) from None
+  if not stat.S_ISDIR(mode):
+    raise error(ascii(folder), 'a folder', 'something else', 'check the path')
+  if mode & 0o077:
+    todo = 'run chmod 700 on it, or move the keys to a folder of their own'
+    found = f'{stat.S_IMODE(mode):04o}'
+    raise error(ascii(folder), 'mode 0700', found, todo)
+
+
 def read_line(path: str, what: str) -> bytes:
   """Reads a file of mode 0600 in a folder of 0700, or stricter.
 
@@ -92,17 +110,13 @@ def read_line(path: str, what: str) -> bytes:
   """
   try:
     line, mode = read_private(path, MAX_BYTES + 1)
-    folder = os.path.dirname(os.path.abspath(path))
-    folder_mode = stat.S_IMODE(os.stat(folder).st_mode)
   except (OSError, ValueError) as found:
     todo = 'check the path, or enrol the client'
     raise error(ascii(path), what, reason(found), todo) from None
   if mode & 0o077:
     todo = 'run chmod 600 on it, and enrol again if others may have read it'
     raise error(ascii(path), 'mode 0600', f'{mode:04o}', todo)
-  if folder_mode & 0o077:
-    todo = 'run chmod 700 on it'
-    raise error(ascii(folder), 'mode 0700', f'{folder_mode:04o}', todo)
+  check_folder(os.path.dirname(os.path.abspath(path)))
   return line
 
 
