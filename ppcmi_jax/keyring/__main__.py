@@ -137,11 +137,13 @@ def _rotate(options):
   else:
     print(
       f'client {key.client} is at epoch {key.epoch}; the key of epoch {before} '
-      'was erased:\nmessages of that epoch that arrive from now on are refused'
+      'was erased:\n'
+      'messages of that epoch that were not opened yet never will be'
     )
   print(f'  key id  {key.key_id} (public)')
   print(
-    'The other side must go to the same epoch and print the same key id:\n'
+    'Programs that are running keep the old key: start them anew. The other\n'
+    'side must go to the same epoch and print the same key id:\n'
     f'  {PROGRAM} rotate --folder=FOLDER --client={key.client} '
     f'--epoch={key.epoch}'
   )
