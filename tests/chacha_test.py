@@ -136,6 +136,17 @@ def test_key_words_are_little_endian():
   assert chacha.key_words(KEY).dtype == np.uint32
 
 
+def test_several_keystreams_are_those_of_each():
+  keys = {name: words_of(bytes([i]) * 32) for i, name in enumerate('abc')}
+  sizes = {'a': 40, 'b': 0, 'c': 16}
+  found = jax.jit(lambda keys: chacha.keystreams(keys, sizes))(keys)
+  for name, size in sizes.items():
+    expected = chacha.keystream(keys[name], size)
+    np.testing.assert_array_equal(found[name], expected)
+  with pytest.raises(ValueError, match=r'b: key: expected uint32 \[8\]'):
+    chacha.keystreams(keys | {'b': keys['b'][:7]}, sizes)
+
+
 @pytest.mark.parametrize(
   'call, message',
   [

@@ -25,8 +25,16 @@ NUMPY = {
 KEY = chacha.key_words(bytes(range(32)))
 pack = jax.jit(masking.pack)
 unpack = jax.jit(masking.unpack, static_argnums=(1, 2))
-add = jax.jit(masking.add_keystream)
-subtract = jax.jit(masking.subtract_keystream)
+
+
+@jax.jit
+def add(key, words):
+  return masking.add_keystream({'b': key}, {'b': words})['b']
+
+
+@jax.jit
+def subtract(key, words):
+  return masking.subtract_keystream({'b': key}, {'b': words})['b']
 
 
 def bits_of(array):
@@ -186,7 +194,10 @@ LATENTS = {'b': {'values': jnp.ones([1, 2]), 'norm': jnp.ones(1)}}
     (lambda: masking.pack(jnp.ones(2, 'int32')), "dtype.*'int32'"),
     (lambda: masking.unpack(jnp.zeros(2, 'uint32'), (2,), 'int8'), 'words.*1'),
     (lambda: masking.unpack(jnp.zeros(1), (1,), 'float32'), 'uint32.*float32'),
-    (lambda: masking.add_keystream(KEY, jnp.zeros(2)), 'words.*float32'),
+    (
+      lambda: masking.add_keystream({'b': KEY}, {'b': jnp.zeros(2)}),
+      'words.*float32',
+    ),
     (lambda: masking.mask({'s3': KEY}, LATENTS, dtype='int8'), 'names'),
     (
       lambda: masking.unmask(

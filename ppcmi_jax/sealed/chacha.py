@@ -16,6 +16,8 @@ constant time; ChaCha20 has no table or branch that depends on the key.
   ['0xade0b876', '0x903df1a0']
 """
 
+from collections.abc import Mapping
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -42,7 +44,7 @@ def blocks(
   """Computes key stream blocks (RFC 8439, section 2.3).
 
   Args:
-    key: uint32 [8].
+    key: uint32 [8], or [N, 8] for a key a block.
     counters: uint32 [N], the number of each block.
     nonce: uint32 [3]; None means zeros, right where the key serves once.
 
@@ -54,15 +56,16 @@ def blocks(
   """
   nonce = jnp.zeros(3, jnp.uint32) if nonce is None else nonce
   key, counters, nonce = map(_as_words, (key, counters, nonce))
-  for name, value, shape in (('key', key, (8,)), ('nonce', nonce, (3,))):
-    if value.shape != shape:
-      raise _error(name, f'uint32 {list(shape)}', list(value.shape))
   if counters.ndim != 1:
     raise _error('counters', 'uint32 [N]', list(counters.shape))
+  if key.shape not in ((8,), (*counters.shape, 8)):
+    raise _error('key', 'uint32 [8], or [N, 8]', list(key.shape))
+  if nonce.shape != (3,):
+    raise _error('nonce', 'uint32 [3]', list(nonce.shape))
   spread = lambda word: jnp.broadcast_to(word, counters.shape)
   start = (
     *map(spread, jnp.asarray(_CONSTANTS)),
-    *map(spread, key),
+    *map(spread, jnp.moveaxis(key, -1, 0)),
     counters,
     *map(spread, nonce),
   )
@@ -92,6 +95,43 @@ def keystream(
     raise _error('num_words', expected, num_words, 'send smaller batches')
   counters = jnp.arange(-(-num_words // BLOCK_WORDS), dtype=jnp.uint32)
   return blocks(key, counters, nonce).reshape(-1)[:num_words]
+
+
+def keystreams(
+  keys: Mapping[str, jax.Array], num_words: Mapping[str, int]
+) -> dict[str, jax.Array]:
+  """Returns the keystreams of several keys, in one loop.
+
+  The same as `keystream` of each; XLA compiles a loop once instead of often.
+
+  Args:
+    keys: {name: uint32 [8]}.
+    num_words: {name: words wanted}, at most MAX_WORDS together; static.
+
+  Returns:
+    {name: uint32 [words]}.
+
+  Raises:
+    ValueError: as `keystream`.
+  """
+  if sum(num_words.values()) > MAX_WORDS:
+    expected = f'0 to {MAX_WORDS}'
+    total = sum(num_words.values())
+    raise _error('num_words', expected, total, 'send smaller batches')
+  sizes = [-(-num_words[name] // BLOCK_WORDS) for name in keys]
+  counters = np.concatenate([np.arange(n, dtype=np.uint32) for n in sizes])
+  each = []
+  for name, n in zip(keys, sizes):
+    key = jnp.asarray(keys[name])
+    if (key.dtype, key.shape) != (jnp.uint32, (8,)):
+      found = f'{key.dtype} {list(key.shape)}'
+      raise _error(f'{name}: key', 'uint32 [8]', found)
+    each.append(jnp.broadcast_to(key, (n, 8)))
+  found = blocks(jnp.concatenate(each), counters)
+  parts = jnp.split(found, np.cumsum(sizes)[:-1])
+  return {
+    name: part.reshape(-1)[: num_words[name]] for name, part in zip(keys, parts)
+  }
 
 
 def _double_round(_, state):

@@ -81,15 +81,14 @@ def mask(
     ValueError: for another dtype, or keys of other names or form.
   """
   _check_names(keys, latents)
-  masked = {}
+  words, numbers = {}, {}
   for name, latent in latents.items():
     values, scale = quantise(latent['values'], dtype)
+    words[name] = pack(values)
     norm = latent['norm'].astype(jnp.float32)
-    masked[name] = {
-      'words': add_keystream(keys[name], pack(values)),
-      'numbers': jnp.stack([norm, scale], axis=-1),
-    }
-  return masked
+    numbers[name] = jnp.stack([norm, scale], axis=-1)
+  words = add_keystream(keys, words)
+  return {n: {'words': words[n], 'numbers': numbers[n]} for n in latents}
 
 
 def unmask(
@@ -116,14 +115,16 @@ def unmask(
   """
   _check_names(keys, masked)
   _check_names(like, masked)
+  words = subtract_keystream(
+    keys, {name: entry['words'] for name, entry in masked.items()}
+  )
   latents = {}
   for name, entry in masked.items():
     shape, numbers = tuple(like[name].shape), entry['numbers']
     if numbers.shape != (shape[0], 2):
       expected = [shape[0], 2]
       raise _error(f'{name}: numbers', expected, list(numbers.shape))
-    words = subtract_keystream(keys[name], entry['words'])
-    values = unpack(words, shape, dtype)
+    values = unpack(words[name], shape, dtype)
     latents[name] = {
       'values': dequantise(values, numbers[:, 1]),
       'norm': numbers[:, 0],
@@ -201,16 +202,27 @@ def num_words(shape: tuple[int, ...], dtype: str) -> int:
   return -(-math.prod(shape) * _dtype(dtype).itemsize // 4)
 
 
-def add_keystream(key: jax.Array, words: jax.Array) -> jax.Array:
-  """Adds the keystream of a key uint32 [8] to uint32 [N], modulo 2^32."""
-  _check_words(words)
-  return words + chacha.keystream(key, words.size)
+def add_keystream(
+  keys: Mapping[str, jax.Array], words: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
+  """Adds to each uint32 [N] the keystream of its key uint32 [8], mod 2^32."""
+  streams = _streams(keys, words)
+  return {name: words[name] + streams[name] for name in words}
 
 
-def subtract_keystream(key: jax.Array, words: jax.Array) -> jax.Array:
+def subtract_keystream(
+  keys: Mapping[str, jax.Array], words: Mapping[str, jax.Array]
+) -> dict[str, jax.Array]:
   """Undoes `add_keystream`."""
-  _check_words(words)
-  return words - chacha.keystream(key, words.size)
+  streams = _streams(keys, words)
+  return {name: words[name] - streams[name] for name in words}
+
+
+def _streams(keys, words):
+  for some in words.values():
+    _check_words(some)
+  sizes = {name: some.size for name, some in words.items()}
+  return chacha.keystreams({name: keys[name] for name in words}, sizes)
 
 
 def _dtype(name):

@@ -86,7 +86,7 @@ def mix() -> keyed.Transform:
   and gives float32 latents. All are pure and work under `jit`; `init` and
   `forward` belong into one jitted function. ValueErrors name the latent.
   """
-  return keyed.Transform(_lift(_draw), _lift(_forward), _lift(_inverse))
+  return keyed.Transform(_init, _lift(_forward), _lift(_inverse))
 
 
 def _lift(function):
@@ -109,12 +109,26 @@ def _lift(function):
   return apply
 
 
-def _draw(key, like):
-  batch, *_, channels = shape = _check_latents(like)
-  positions = math.prod(shape[1:-1])
+def _init(keys, like):
+  count = lambda _, z: z.shape[0] * sum(_sizes(z))
+  num_words = _lift(count)(keys, like)
+  streams = chacha.keystreams({name: keys[name] for name in like}, num_words)
+  return _lift(_draw)(streams, like)
+
+
+def _sizes(like):
+  """Returns how many words an example's rows, columns and signs take."""
+  _, *sides, channels = _check_latents(like)
+  positions = math.prod(sides)
   num_signs = -(-positions * channels // 32)  # words of 32
-  sizes = [n * NUM_ROUNDS for n in (positions, channels, num_signs)]
-  stream = chacha.keystream(key, batch * sum(sizes)).reshape(batch, -1)
+  return [n * NUM_ROUNDS for n in (positions, channels, num_signs)]
+
+
+def _draw(stream, like):
+  batch, *sides, channels = like.shape
+  positions = math.prod(sides)
+  sizes = _sizes(like)
+  stream = stream.reshape(batch, -1)
   rows, columns, signs = jnp.split(stream, np.cumsum(sizes)[:-1], axis=1)
   order = lambda words: jnp.argsort(
     words.reshape(batch, NUM_ROUNDS, -1), axis=-1, stable=True
