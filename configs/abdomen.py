@@ -97,7 +97,7 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.mask_steps = 1500
   config.latent_noise = 0.1
   config.latent_mixing = 0.5
-  config.protection = 'klt'
+  config.protection = 'sealed'
   config.wire_dtype = 'float16'
   config.copies = 24  # augmented contributions of each pair, beside itself
   config.mapping = 'fused_mapping'
@@ -107,6 +107,7 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.mapping_learning_rate = 3e-3
   config.mapping_steps = 900
   if published:
+    config.protection = 'klt'
     config.upsampling = 'bilinear'
     config.latent_noise = 0.0
     config.latent_mixing = 0.0

@@ -4,10 +4,11 @@
     mask = hospital.reveal(state, reply, ticket)          # from the server
 
 Images, masks, encoders and decoders never leave this module's side; what does
-is bytes of `wire`. Networks come in as arguments; the state is a pytree. Axes:
-B batch, H height, W width, C channels, K classes.
+is bytes of its `channel`. Networks come in as arguments; the state is a pytree.
+Axes: B batch, H height, W width, C channels, K classes.
 """
 
+import functools
 import os
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -17,21 +18,20 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from ppcmi_jax import images, keyed, wire
+from ppcmi_jax import channel as channel_lib
+from ppcmi_jax import images
 
 
 class ClientState(NamedTuple):
-  """What a client knows.
+  """What a client has learnt.
 
   Attributes:
     image: variables of its image autoencoder.
     mask: variables of its mask autoencoder.
-    secrets: {'image': ..., 'mask': ...}, of the keyed transform; arrays.
   """
 
   image: Mapping[str, Any]
   mask: Mapping[str, Any]
-  secrets: Mapping[str, Any]
 
 
 class Ticket(NamedTuple):
@@ -65,98 +65,111 @@ class Client(NamedTuple):
 def make_client(
   *,
   name: str,
-  key_id: str,
+  channel: channel_lib.Channel,
   image_model: nn.Module,
   mask_model: nn.Module,
-  transform: keyed.Transform,
-  latents: Mapping[str, Any] | None = None,
-  protection: str = 'klt',
-  wire_dtype: str = 'float16',
+  latents: Mapping[str, Mapping[str, Any]],
 ) -> Client:
-  """Returns a client of the given networks and transform.
+  """Returns a client of the given networks and channel.
 
   Args:
     name: in every message.
-    key_id: public name of the client's secret (`keyring.key_id`).
+    channel: its end, with keys of this client.
     image_model: an Autoencoder of the images' channels.
     mask_model: an Autoencoder of K channels.
-    transform: the keyed transform, public; its secrets are in the state.
-    latents: shapes of mask latents {scale: [B, h, w, C]} that a reply must
-      have, whatever its B; None takes any.
-    protection: what the wire header calls the transform, as 'klt'.
-    wire_dtype: 'float32', 'bfloat16' or 'float16'.
+    latents: {'image': {scale: [B, h, w, C]}, 'mask': likewise}, arrays or
+      ShapeDtypeStructs of any B, for the size of images that the client has.
   """
+  latents = {
+    modality: channel_lib.batch_of(like, 1)
+    for modality, like in latents.items()
+  }
+  compiled = _compile(
+    channel.codec,
+    image_model,
+    mask_model,
+    tuple(sorted(latents['mask'].items())),
+  )
 
-  @jax.jit
-  def protect_image(state, image):
-    z = image_model.apply(
-      state.image, images.unit_image(image), train=False, method='encode'
-    )
-    return transform.forward(state.secrets['image'], z)
-
-  @jax.jit
-  def protect_mask(state, mask):
-    one_hot = jax.nn.one_hot(mask, mask_model.channels)
-    z = mask_model.apply(state.mask, one_hot, train=False, method='encode')
-    return transform.forward(state.secrets['mask'], z)
-
-  @jax.jit
-  def reveal_mask(state, reply):
-    reply = jax.tree.map(lambda w: w.astype(jnp.float32), reply)
-    z = transform.inverse(state.secrets['mask'], reply)
-    logits = mask_model.apply(state.mask, z, train=False, method='decode')
-    return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
-
-  def pack(protected, direction, modality, message_id):
-    message = wire.Message(
-      client=name,
-      key_id=key_id,
-      protection=protection,
-      direction=direction,
-      modality=modality,
-      message_id=message_id,
-      latents=jax.device_get(protected),
-    )
-    return wire.encode(message, dtype=wire_dtype)
+  def send(make, variables, value, direction, modality, message_id):
+    route = channel_lib.Route(name, direction, modality, message_id)
+    like = channel_lib.batch_of(latents[modality], len(value))
+    draft = channel.draft(route, like)
+    return draft.seal(make(variables, draft.keys, value))
 
   def protect(state, image):
     ticket = Ticket(os.urandom(16), len(image))
-    protected = protect_image(state, image)
-    return pack(protected, 'query', 'image', ticket.message_id), ticket
+    make, message_id = compiled.protect_image, ticket.message_id
+    return send(make, state.image, image, 'query', 'image', message_id), ticket
 
   def contribute(state, image, mask):
     _check_pair(image, mask, mask_model.channels)
     message_id = os.urandom(16)
+    kind = 'contribution'
     return (
-      pack(protect_image(state, image), 'contribution', 'image', message_id),
-      pack(protect_mask(state, mask), 'contribution', 'mask', message_id),
+      send(
+        compiled.protect_image, state.image, image, kind, 'image', message_id
+      ),
+      send(compiled.protect_mask, state.mask, mask, kind, 'mask', message_id),
     )
 
   def reveal(state, reply, ticket):
-    message = wire.decode(reply, like=latents)
-    expected = {
-      'client': name,
-      'key_id': key_id,
-      'protection': protection,
-      'direction': 'reply',
-      'modality': 'mask',
-      'message_id': ticket.message_id,
-    }
-    for field, value in expected.items():
-      found = getattr(message, field)
-      if found != value:
-        raise ValueError(
-          f'reply: {field} expected {value!r}, found {found!r}; it answers '
-          'another query or client and is not shown'
-        )
-    batch = len(next(iter(message.latents.values())))
-    if batch != ticket.batch:
+    opened = channel.open(
+      reply,
+      direction='reply',
+      modality='mask',
+      client=name,
+      message_id=ticket.message_id,
+      like=latents['mask'],
+    )
+    if opened.batch != ticket.batch:
       raise ValueError(
-        f'reply: expected masks of {ticket.batch} images, found {batch}'
+        f'reply: expected masks of {ticket.batch} images, found {opened.batch}'
       )
-    return np.asarray(reveal_mask(state, message.latents))
+    return np.asarray(
+      compiled.reveal_mask(state.mask, opened.keys, opened.covered)
+    )
 
   return Client(protect, contribute, reveal)
+
+
+class _Compiled(NamedTuple):
+  """What runs on the accelerator, one program each.
+
+  protect_image: (variables, keys, image) -> what the channel covers.
+  protect_mask: (variables, keys, mask) -> likewise.
+  reveal_mask: (variables, keys, covered) -> mask uint8 [B, H, W].
+  """
+
+  protect_image: Callable[..., Any]
+  protect_mask: Callable[..., Any]
+  reveal_mask: Callable[..., jax.Array]
+
+
+@functools.cache
+def _compile(codec, image_model, mask_model, mask_latents) -> _Compiled:
+  """All clients of the same networks and codec share what is compiled."""
+
+  @jax.jit
+  def protect_image(variables, keys, image):
+    z = image_model.apply(
+      variables, images.unit_image(image), train=False, method='encode'
+    )
+    return codec.cover(keys, z)
+
+  @jax.jit
+  def protect_mask(variables, keys, mask):
+    one_hot = jax.nn.one_hot(mask, mask_model.channels)
+    z = mask_model.apply(variables, one_hot, train=False, method='encode')
+    return codec.cover(keys, z)
+
+  @jax.jit
+  def reveal_mask(variables, keys, covered):
+    z = codec.uncover(keys, covered, dict(mask_latents))
+    logits = mask_model.apply(variables, z, train=False, method='decode')
+    return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+
+  return _Compiled(protect_image, protect_mask, reveal_mask)
 
 
 def _check_pair(image: Any, mask: Any, num_classes: int) -> None:

@@ -8,24 +8,27 @@ clients and server back. All of it resumes wherever it stopped.
 
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
 from ppcmi_jax import (
-  examples as examples_lib,
+  client as client_lib,
 )
 from ppcmi_jax import (
+  enrolment,
   hospitals,
   images,
   input_pipeline,
-  key_store,
-  keyring,
   learners,
   tasks,
+)
+from ppcmi_jax import (
+  examples as examples_lib,
 )
 from ppcmi_jax import (
   server as server_lib,
@@ -33,6 +36,13 @@ from ppcmi_jax import (
 from ppcmi_jax import (
   workdir as workdir_lib,
 )
+
+
+class Connection(NamedTuple):
+  """The clients {name: Client} and the server of one wire dtype."""
+
+  clients: Mapping[str, client_lib.Client]
+  server: server_lib.Server
 
 
 class Collaboration(NamedTuple):
@@ -45,15 +55,20 @@ class Collaboration(NamedTuple):
     hospitals: {client: Hospital}; empty for a baseline.
     networks: {name: (function, variables, inputs)}, what computes, with inputs
       of batch 1, for its costs.
-    server, server_state: None for a baseline.
+    latents: {modality: {scale: shape [1, h, w, C]}}; empty for a baseline.
+    server, server_state: its functions, and the variables of its mapping
+      network; None for a baseline.
+    connect: wire dtype -> Connection, the same networks and keys.
   """
 
   data: hospitals.Data
   predict: Mapping[str, Callable[[Any], Any]]
   hospitals: Mapping[str, hospitals.Hospital]
   networks: Mapping[str, tuple[Callable[..., Any], Any, tuple[Any, ...]]]
+  latents: Mapping[str, Mapping[str, Any]]
   server: server_lib.Server | None = None
-  server_state: server_lib.ServerState | None = None
+  server_state: Any = None
+  connect: Callable[[str], Connection] | None = None
 
 
 def train(config: Any, path: str | pathlib.Path) -> None:
@@ -111,7 +126,7 @@ def _baseline_groups(config, data) -> dict[str, list[str]]:
 
 def _train_ppcmi_sf(config, workdir, data):
   names = list(data.hospitals)
-  secrets, _ = key_store.open_keys(workdir, names, create=True)
+  enrolment.enrol(config, workdir, names)
   autoencoders = learners.autoencoders(
     config, channels=data.channels, num_classes=data.num_classes
   )
@@ -129,7 +144,7 @@ def _train_ppcmi_sf(config, workdir, data):
       )
   for name, parts in data.hospitals.items():
     hospital = hospitals.restore_hospital(
-      config, workdir, data, autoencoders, name, secrets[name]
+      config, workdir, data, autoencoders, name
     )
     hospitals.warn_of_weak_classes(data, name, hospital)
     hospitals.forget_old_contributions(workdir, name, hospital)
@@ -137,8 +152,8 @@ def _train_ppcmi_sf(config, workdir, data):
   train_mapping(
     config,
     workdir,
+    names=names,
     latents=autoencoders.latents,
-    secrets=secrets,
     title=f'{count}/{count} mapping network, server',
   )
 
@@ -147,50 +162,41 @@ def train_mapping(
   config: Any,
   workdir: workdir_lib.Workdir,
   *,
+  names: Sequence[str],
   latents: Mapping[str, Mapping[str, Any]],
-  secrets: Mapping[str, bytes],
   title: str,
 ) -> None:
-  """Trains the server's network from message files and secrets, nothing else.
+  """Trains the server's network from message files and keys, nothing else.
 
   Args:
     config: of the run.
     workdir: of the run; its messages/ are read.
+    names: of the clients.
     latents: {modality: {scale: shape [B, h, w, C]}}.
-    secrets: {client: its 32 bytes}.
     title: for the progress bar.
 
   Raises:
-    ValueError: as `server.read_contributions`.
+    ValueError: as `server.read_contributions` and `enrolment.server_channel`.
   """
-  transform = learners.TRANSFORMS[config.protection]
-  server_secrets = {
-    name: key_store.transform_secrets(
-      workdir, transform.init, secret, name, config.protection, latents
-    )
-    for name, secret in secrets.items()
-  }
-  key_ids = {name: keyring.key_id(secret) for name, secret in secrets.items()}
+  channel = enrolment.server_channel(config, workdir, names, latents)
+  # As precise as what was sent; int8's numbers are not int8 once unmixed.
+  dtype = 'float16' if config.wire_dtype == 'int8' else config.wire_dtype
   contributions = {
     split: server_lib.read_contributions(
       [
         path
-        for name in key_ids
+        for name in names
         for path in workdir.messages(name).glob(f'{split}-*.msg')
       ],
-      transform=transform,
-      secrets=server_secrets,
-      key_ids=key_ids,
+      channel=channel,
       latents=latents,
-      protection=config.protection,
+      dtype=jnp.dtype(dtype),
     )
     for split in ('train', 'valid')
   }
   pairs = contributions['train']
   statistics = {
-    modality: tasks.Statistics.of(
-      pairs[modality], pairs['client'], len(key_ids)
-    )
+    modality: tasks.Statistics.of(pairs[modality], pairs['client'], len(names))
     for modality in hospitals.MODALITIES
   }
   _, trainer = learners.mapping(config, statistics)
@@ -242,16 +248,13 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
     networks = {
       config.method: (task.predict, variables, (data.sample()['image'],))
     }
-    return Collaboration(data, predict, {}, networks)
+    return Collaboration(data, predict, {}, networks, {})
 
-  secrets, key_ids = key_store.open_keys(workdir, names, create=False)
   autoencoders = learners.autoencoders(
     config, channels=data.channels, num_classes=data.num_classes
   )
   trained = {
-    name: hospitals.restore_hospital(
-      config, workdir, data, autoencoders, name, secrets[name]
-    )
+    name: hospitals.restore_hospital(config, workdir, data, autoencoders, name)
     for name in names
   }
   latents = autoencoders.latents
@@ -263,38 +266,42 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
       for modality, like in latents.items()
     },
   )
-  server = server_lib.make_server(
-    predict=task.predict,
-    transform=learners.TRANSFORMS[config.protection],
-    key_ids=key_ids,
-    latents=latents['image'],
-    protection=config.protection,
-    wire_dtype=config.wire_dtype,
-  )
-  server_state = server_lib.ServerState(
-    trainer.restore(
-      pair,
-      workdir.checkpoints('mapping'),
-      warn=logging.warning,
-    ),
-    {name: hospital.state.secrets for name, hospital in trained.items()},
+  server_state = trainer.restore(
+    pair, workdir.checkpoints('mapping'), warn=logging.warning
   )
 
-  def predict(hospital, image):
+  def connect(wire_dtype):
+    options = {'latents': latents, 'wire_dtype': wire_dtype}
+    channel = enrolment.server_channel(config, workdir, names, **options)
+    clients = {
+      name: hospitals.make_client(
+        name,
+        enrolment.client_channel(config, workdir, name, **options),
+        autoencoders,
+      )
+      for name in names
+    }
+    server = server_lib.make_server(
+      predict=task.predict, channel=channel, latents=latents
+    )
+    return Connection(clients, server)
+
+  def predict(name, image):
+    hospital = trained[name]
     message, ticket = hospital.client.protect(hospital.state, image)
     reply = server.respond(server_state, message)
     return hospital.client.reveal(hospital.state, reply, ticket)
 
+  server = connect(config.wire_dtype).server
   return Collaboration(
     data,
-    {
-      name: functools.partial(predict, hospital)
-      for name, hospital in trained.items()
-    },
+    {name: functools.partial(predict, name) for name in names},
     trained,
     _networks(autoencoders, task, pair, data, trained, server_state),
+    latents,
     server,
     server_state,
+    connect,
   )
 
 
@@ -323,7 +330,7 @@ def _networks(autoencoders, task, pair, data, trained, server_state):
     ),
     'mapping network': (
       task.predict,
-      server_state.variables,
+      server_state,
       (pair['image'], pair['client']),
     ),
     'mask decoder': (decode, half(state.mask, 'decoder'), (pair['mask'],)),

@@ -28,6 +28,7 @@ from absl import flags
 from ppcmi_jax import (
   collaboration,
   command,
+  enrolment,
   hospitals,
   key_store,
   learners,
@@ -202,15 +203,21 @@ def write_folder(
   present = sorted(folder.glob('client*_ae.pt')) + sorted(folder.glob(_MAPPING))
   if present:
     raise ValueError(f'{present[0]}: is there already; choose another folder')
+  transforms = {}
+  if config.protection != 'none':
+    workdir = workdir_lib.Workdir(path, config.to_dict(), create=False)
+    transforms = enrolment.transform_secrets(
+      config, workdir, names, run.latents
+    )
   for k, (name, hospital) in enumerate(run.hospitals.items(), start=1):
     for modality, pattern in _FILES.items():
       secret = None
       if config.protection != 'none':
-        secret = jax.device_get(hospital.state.secrets[modality])
+        secret = jax.device_get(transforms[name][modality])
       file = folder / pattern.format(k)
       official.save_autoencoder(file, getattr(hospital.state, modality), secret)
       print(f'{file.name}: {modality} autoencoder of client {name}', flush=True)
-  official.save_mapping(folder / _MAPPING, run.server_state.variables)
+  official.save_mapping(folder / _MAPPING, run.server_state)
   print(f'{_MAPPING}: mapping network of the server')
   print(f'written: {folder}, for {len(names)} clients')
   width = config.mapping_options.get('width', 1.0)

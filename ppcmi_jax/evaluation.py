@@ -18,8 +18,8 @@ from ppcmi_jax import (
   collaboration,
   cross_client,
   evaluators,
+  learners,
   profiling,
-  wire,
   workdir,
 )
 
@@ -98,8 +98,8 @@ def query(config: Any, run: Run) -> dict[str, Any]:
   """Times a query of batch 1, stage by stage, and weighs its messages.
 
   Returns:
-    {client: {'latency', 'query_bytes', 'reply_bytes', 'image_bytes'}}, and
-    'query_bytes_of', {wire dtype: bytes}; a baseline has no messages.
+    {client: {'latency', 'query_bytes', 'reply_bytes', 'image_bytes'}}; a
+    baseline has no messages.
   """
   result = {}
   for name, parts in run.data.hospitals.items():
@@ -123,7 +123,6 @@ def query(config: Any, run: Run) -> dict[str, Any]:
     def reveal(reply, client=client, state=state):
       return client.reveal(state, *reply)
 
-    decoded = wire.decode(message)
     result[name] |= {
       'latency': profiling.profile(
         [('protect', protect), ('respond', respond), ('reveal', reveal)],
@@ -131,8 +130,42 @@ def query(config: Any, run: Run) -> dict[str, Any]:
       ),
       'query_bytes': len(message),
       'reply_bytes': len(reply),
-      'query_bytes_of': {
-        dtype: len(wire.encode(decoded, dtype=dtype)) for dtype in wire.DTYPES
+    }
+  return result
+
+
+def wire(config: Any, run: Run) -> dict[str, Any]:
+  """Scores the run with every dtype that its messages can have.
+
+  Only queries and replies differ: the mapping network was trained once, on
+  contributions of the configuration's dtype.
+
+  Returns:
+    {dtype: {'query_bytes', 'reply_bytes', 'dice': {client: mean Dice}}}.
+  """
+  result = {}
+  for dtype in learners.WIRE_DTYPES[config.protection]:
+    ends = run.connect(dtype)
+
+    def ask(name, image, ends=ends):
+      client, state = ends.clients[name], run.hospitals[name].state
+      query, ticket = client.protect(state, image)
+      reply = ends.server.respond(run.server_state, query)
+      return client.reveal(state, reply, ticket), len(query), len(reply)
+
+    first = next(iter(run.hospitals))
+    image = run.data.hospitals[first]['test'].image[:1]
+    _, query_bytes, reply_bytes = ask(first, image)
+    result[dtype] = {
+      'query_bytes': query_bytes,
+      'reply_bytes': reply_bytes,
+      'dice': {
+        name: evaluators.segmentation(
+          lambda image, name=name, ask=ask: ask(name, image)[0],
+          run.data.hospitals[name]['test'],
+          class_names=run.data.class_names,
+        )['mean']['dice']
+        for name in run.hospitals
       },
     }
   return result
@@ -169,10 +202,11 @@ EVALUATIONS: Mapping[str, Callable[[Any, Run], dict[str, Any]]] = {
   'official_scores': official_scores,
   'autoencoders': autoencoders,
   'query': query,
+  'wire': wire,
   'networks': networks,
   'cross_client': cross,
 }
-PRIVATE_ONLY = ('autoencoders', 'cross_client')
+PRIVATE_ONLY = ('autoencoders', 'wire', 'cross_client')
 
 
 def evaluate(

@@ -14,14 +14,16 @@ from absl import logging
 from ppcmi_jax import (
   augmentation,
   checkpoints,
+  enrolment,
   evaluators,
   images,
   input_pipeline,
-  key_store,
-  keyring,
   learners,
   partitions,
   splits,
+)
+from ppcmi_jax import (
+  channel as channel_lib,
 )
 from ppcmi_jax import (
   client as client_lib,
@@ -34,7 +36,8 @@ from ppcmi_jax import (
 )
 
 MODALITIES = ('image', 'mask')
-CONTRIBUTION_BATCH = 16  # pairs in one message
+# Pairs in one message: as many as fit of these, as each size is compiled.
+CONTRIBUTION_BATCHES = (16, 4, 1)
 
 
 class Data(NamedTuple):
@@ -67,10 +70,18 @@ class Data(NamedTuple):
 
 
 class Hospital(NamedTuple):
-  """A trained client: its functions, its state, its autoencoders' predicts."""
+  """A trained client: what it does, and what it holds.
+
+  Attributes:
+    client: its functions.
+    state: its autoencoders' variables.
+    channel: its end, with its keys.
+    reconstruct_image, reconstruct_mask: its autoencoders' predicts.
+  """
 
   client: client_lib.Client
   state: client_lib.ClientState
+  channel: channel_lib.Channel
   reconstruct_image: Callable[[Any], jax.Array]
   reconstruct_mask: Callable[[Any], jax.Array]
 
@@ -159,12 +170,12 @@ def restore_hospital(
   data: Data,
   autoencoders: learners.Learners,
   name: str,
-  secret: bytes,
 ) -> Hospital:
-  """Returns a client with its trained autoencoders and its secret.
+  """Returns a client with its trained autoencoders and its keys.
 
   Raises:
-    ValueError: an autoencoder is not trained, or no checkpoint of it is whole.
+    ValueError: an autoencoder is not trained, no checkpoint of it is whole, or
+      a key is missing or unusable.
   """
   variables = {
     modality: getattr(autoencoders, modality).restore(
@@ -174,35 +185,32 @@ def restore_hospital(
     )
     for modality in MODALITIES
   }
-  transform = learners.TRANSFORMS[config.protection]
+  channel = enrolment.client_channel(
+    config, workdir, name, autoencoders.latents
+  )
   return Hospital(
-    client=client_lib.make_client(
-      name=name,
-      key_id=keyring.key_id(secret),
-      image_model=autoencoders.image_model,
-      mask_model=autoencoders.mask_model,
-      transform=transform,
-      latents=autoencoders.latents['mask'],
-      protection=config.protection,
-      wire_dtype=config.wire_dtype,
-    ),
-    state=client_lib.ClientState(
-      **variables,
-      secrets=key_store.transform_secrets(
-        workdir,
-        transform.init,
-        secret,
-        name,
-        config.protection,
-        autoencoders.latents,
-      ),
-    ),
+    client=make_client(name, channel, autoencoders),
+    state=client_lib.ClientState(**variables),
+    channel=channel,
     reconstruct_image=functools.partial(
       jax.jit(autoencoders.image_task.predict), variables['image']
     ),
     reconstruct_mask=functools.partial(
       jax.jit(autoencoders.mask_task.predict), variables['mask']
     ),
+  )
+
+
+def make_client(
+  name: str, channel: channel_lib.Channel, autoencoders: learners.Learners
+) -> client_lib.Client:
+  """Returns the functions of a client, at its end of a channel."""
+  return client_lib.make_client(
+    name=name,
+    channel=channel,
+    image_model=autoencoders.image_model,
+    mask_model=autoencoders.mask_model,
+    latents=autoencoders.latents,
   )
 
 
@@ -301,20 +309,20 @@ def contribute(
     )
   )
   batches = [
-    (split, turn, start)
+    (split, turn, start, stop)
     for split, turns in (('train', 1 + config.copies), ('valid', 1))
     for turn in range(turns)
-    for start in range(0, len(parts[split].case), CONTRIBUTION_BATCH)
+    for start, stop in _batches(len(parts[split].case))
   ]
   folder = workdir.messages(name)
-  for split, turn, start in tqdm.tqdm(
+  for split, turn, start, stop in tqdm.tqdm(
     batches, desc=f'contributions of client {name}', unit='message'
   ):
     stem = f'{split}-{turn:03d}-{start:06d}'
     paths = [folder / f'{stem}.{modality}.msg' for modality in MODALITIES]
     if all(path.exists() for path in paths):
       continue
-    rows = slice(start, start + CONTRIBUTION_BATCH)
+    rows = slice(start, stop)
     image, mask = parts[split].image[rows], parts[split].mask[rows]
     if turn:
       key = jax.random.key(config.seed)
@@ -324,3 +332,13 @@ def contribute(
     messages = hospital.client.contribute(hospital.state, image, mask)
     for path, message in zip(paths, messages, strict=True):
       workdir.write_bytes(path, message)
+
+
+def _batches(count: int) -> list[tuple[int, int]]:
+  """Returns (start, stop) of messages that hold so many pairs together."""
+  bounds, start = [], 0
+  for size in CONTRIBUTION_BATCHES:
+    while count - start >= size:
+      bounds.append((start, start + size))
+      start += size
+  return bounds

@@ -49,8 +49,8 @@ def open_keys(
     else:
       secrets[name] = keyring.load(key_path, key_id=known.get(name))
   key_ids = {name: keyring.key_id(secret) for name, secret in secrets.items()}
-  if key_ids != known:
-    workdir.write_bytes(path, (json.dumps(key_ids, indent=2) + '\n').encode())
+  if create and not key_ids.items() <= known.items():
+    workdir.write_text(path, json.dumps(known | key_ids, indent=2) + '\n')
   return secrets, key_ids
 
 

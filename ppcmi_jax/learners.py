@@ -20,6 +20,7 @@ from ppcmi_jax import (
   training,
   wire,
 )
+from ppcmi_jax.sealed import masking
 
 BASELINES = ('unet', 'ghostnet', 'fatnet')
 METHODS = ('ppcmi_sf', *BASELINES)
@@ -28,6 +29,11 @@ TRANSFORMS = {
   'klt': keyed.chain(keyed.orthogonal(), keyed.permutation(), keyed.shift()),
   'official': official.TRANSFORM,
   'none': keyed.chain(),
+}
+# What a protection can send: int8 needs latents that were mixed.
+WIRE_DTYPES = {
+  'sealed': tuple(masking.DTYPES),
+  **dict.fromkeys(TRANSFORMS, tuple(wire.DTYPES)),
 }
 
 
@@ -45,9 +51,9 @@ def check(config: Any) -> None:
       positive += ['baseline_steps', 'baseline_batch_size']
       _baseline_model(config, num_classes=2)
     else:
-      _check_choice(config, 'protection', TRANSFORMS)
+      _check_choice(config, 'protection', WIRE_DTYPES)
       _check_choice(config, 'mapping', MAPPINGS)
-      _check_choice(config, 'wire_dtype', wire.DTYPES)
+      _check_choice(config, 'wire_dtype', WIRE_DTYPES[config.protection])
       _check_choice(config, 'upsampling', ('bilinear', 'shuffle'))
       positive += ['image_steps', 'mask_steps', 'mapping_steps']
       positive += ['autoencoder_batch_size', 'mapping_batch_size']

@@ -30,7 +30,24 @@ SECTIONS = {
   'Segmentation': ('segmentation', 'segmentation_spread', 'official_scores'),
   'Autoencoders': ('autoencoders',),
   'What crosses, and who can open it': ('cross_client',),
-  'Cost of a query': ('query', 'networks'),
+  'Cost of a query': ('query', 'wire', 'networks'),
+}
+_OBFUSCATION = (
+  'is obfuscation, not confidentiality: one or a few known images undo it. '
+  'Treat a protected latent as if it were the latent, and carry messages over '
+  'an encrypted channel.'
+)
+PROTECTION_NOTES = {
+  'sealed': (
+    "Protection 'sealed': every message is encrypted and authenticated with "
+    'keys of its own; without them it tells who talks to whom, when, with '
+    'which model and how much, and nothing of the image. It does not protect '
+    'from the server, which holds the keys, nor from what a mapping network '
+    'may remember of its training cases.'
+  ),
+  'klt': f"Protection 'klt' {_OBFUSCATION}",
+  'official': f"Protection 'official' {_OBFUSCATION}",
+  'none': 'Latents crossed as they are. Treat them as if they were images.',
 }
 
 
@@ -119,18 +136,12 @@ def _page(config, run, results, built, figures) -> str:
 def _summary(config, run, results) -> list[Any]:
   parts: list[Any] = [page.note(report_tables.scope(run))]
   if run.hospitals:
-    text = {
-      'none': 'Latents crossed as they are. Treat them as if they were images.',
-    }.get(
-      config.protection,
-      f'Protection {config.protection!r} is obfuscation, not confidentiality: '
-      'one or a few known images undo it. Treat a protected latent as if it '
-      'were the latent, and carry messages over an encrypted channel.',
-    )
-    parts.append(page.note(text, label='Protection', warning=True))
+    text = PROTECTION_NOTES[config.protection]
+    warning = config.protection != 'sealed'
+    parts.append(page.note(text, label='Protection', warning=warning))
     parts.append(
-      'Images, masks and autoencoders stayed with the clients; protected '
-      'latents crossed. The server holds the keys and sees latents.'
+      'Images, masks and autoencoders stayed with the clients; latents '
+      'crossed. The server holds the keys and sees latents.'
     )
   else:
     where = 'one place' if config.pooled else 'each hospital'

@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ppcmi_jax import evaluation, report_tables, wire
+from ppcmi_jax import evaluation, exposure, learners, report_tables
 from ppcmi_jax.figures import (
   curves,
   latents,
@@ -140,9 +140,12 @@ def _latents(config, run, folder) -> list[Figure]:
   encode = jax.jit(run.networks['image encoder'][0])
   for name, hospital in run.hospitals.items():
     image = run.data.hospitals[name]['train'].image[:LATENT_CASES]
-    message, _ = hospital.client.protect(hospital.state, image)
-    sent = wire.decode(message).latents
-    plain = encode(hospital.state.image, image)
+    plain = jax.device_get(encode(hospital.state.image, image))
+    sent = exposure.observe(
+      'klt' if config.protection == 'official' else config.protection,
+      plain,
+      transform=learners.TRANSFORMS.get(config.protection),
+    )
     before[name], after[name] = (
       np.concatenate(
         [
@@ -157,7 +160,7 @@ def _latents(config, run, folder) -> list[Figure]:
   if not latents.draw_latents(path, before=before, after=after):
     return []
   text = (
-    'Image latents of training cases before and after the transform '
+    'Image latents of training cases before and after the protection '
     f'{config.protection!r}, a point a case. Points of a client that keep '
     'their places among themselves show that distances survive.'
   )

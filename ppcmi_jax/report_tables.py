@@ -29,6 +29,7 @@ def build(
     'autoencoders': (_autoencoders,),
     'cross_client': (_cross_client,),
     'query': (_query,),
+    'wire': (_wire,),
     'networks': (_networks,),
   }
   return [
@@ -208,7 +209,7 @@ def _cross_client(config, run, result):
     ['score', 'secret', 'sender', *(f'opened by {c}' for c in clients)],
     rows,
     "secret: the opener's is what an interceptor has; the sender's shows what "
-    'decoders alone withhold once a key has leaked.',
+    'decoders alone withhold once a key has leaked. -: no message opened.',
   )
 
 
@@ -234,19 +235,35 @@ def _query(config, run, result):
     if run.hospitals
     else ', nothing is protected'
   )
-  notes = ''
-  if run.hospitals:
-    of = next(iter(result.values()))['query_bytes_of']
-    listed = ', '.join(f'{d} {n / 1024:.1f}' for d, n in of.items())
-    notes = f'KiB of a query by wire dtype: {listed}.'
   return tables.Table(
     'query',
     f'One query, batch 1{how}; medians in milliseconds.',
     ['client', *(f'{stage} ms' for stage in stages), 'total ms', 'p90 ms',
      'p99 ms', *sent, 'raw image KiB'],
     rows,
-    notes,
   )  # fmt: skip
+
+
+def _wire(config, run, result):
+  del run
+  rows = [
+    [
+      dtype,
+      *(f'{parts[key] / 1024:.1f}' for key in ('query_bytes', 'reply_bytes')),
+      *map(_number, parts['dice'].values()),
+    ]
+    for dtype, parts in result.items()
+  ]
+  clients = next(iter(result.values()))['dice']
+  return tables.Table(
+    'wire',
+    f'What a message may be rounded to, protection {config.protection!r}.',
+    ['dtype', 'query KiB', 'reply KiB', *(f'Dice of {c}' for c in clients)],
+    rows,
+    'Mean Dice over the structures of the test split, queries and replies in '
+    'that dtype. The mapping network\nwas trained on contributions in '
+    f'{config.wire_dtype}, the one of this run.',
+  )
 
 
 def _networks(config, run, result):

@@ -67,7 +67,7 @@ class Workdir:
       )
     try:
       self.path.mkdir(parents=True, exist_ok=True)
-      self.secrets.mkdir(mode=0o700, exist_ok=True)
+      self.secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
       self.secrets.chmod(0o700)
       if not config_path.exists():
         self.write_text(
@@ -84,6 +84,10 @@ class Workdir:
 
   @property
   def secrets(self) -> pathlib.Path:
+    """Where keys are: PPCMI_JAX_SECRETS of the environment, or beside."""
+    elsewhere = os.environ.get('PPCMI_JAX_SECRETS')
+    if elsewhere:
+      return pathlib.Path(elsewhere).absolute()
     return self.path / 'secrets'
 
   def checkpoints(self, task: str) -> pathlib.Path:

@@ -92,10 +92,14 @@ def test_layout_is_that_of_the_table():
     ]
   ).ljust(HEADER_BYTES, b'\0')
   assert DATA[:HEADER_BYTES] == header and len(nonce) == 32
-  labels = ['clinic-1', 'query', 'image', '3', 'seal']
-  texts = ['ppcmi_jax derive v1', 'message', *labels]
-  info = b''.join(len(t).to_bytes(4, 'big') + t.encode() for t in texts)
-  key = hkdf.HKDF(hashes.SHA256(), 32, nonce, info).derive(KEY)
+
+  def derive(key, salt, *labels):
+    texts = ['ppcmi_jax derive v1', *labels]
+    info = b''.join(len(t).to_bytes(4, 'big') + t.encode() for t in texts)
+    return hkdf.HKDF(hashes.SHA256(), 32, salt, info).derive(key)
+
+  key = derive(KEY, nonce, 'message', 'clinic-1', 'query', 'image', '3')
+  key = derive(key, b'', 'seal')
   body = aead.AESGCM(key).decrypt(bytes(12), DATA[HEADER_BYTES:], header)
   expected = b''.join(
     MASKED[name][part].tobytes()

@@ -17,6 +17,7 @@ import pytest
 from configs import smoke
 from ppcmi_jax import collaboration, keyring
 from ppcmi_jax import workdir as workdir_lib
+from ppcmi_jax.keyring import epochs
 
 ROOT = pathlib.Path(__file__).parent.parent
 CLIENTS = ('1', '2', '3')
@@ -120,6 +121,14 @@ def test_one_run_gives_tables_json_and_pictures(trained):
     matrix = results['cross_client']['dice']
     for key in ('own', 'leaked'):
       assert abs(matrix[key][name][name] - scores['mean']['dice']) < 1e-6
+    # And nobody else opens it without that client's key.
+    others = [other for other in CLIENTS if other != name]
+    assert [matrix['own'][name][other] for other in others] == [None, None]
+    assert None not in [matrix['leaked'][name][other] for other in others]
+  wire = results['wire']
+  sizes = [wire[dtype]['query_bytes'] for dtype in wire]
+  assert list(wire) == ['float32', 'bfloat16', 'float16', 'int8']
+  assert sizes[0] > sizes[1] == sizes[2] > sizes[3]
   report = workdir / 'report'
   pictures = {path.stem for path in report.glob('*.png')}
   assert pictures >= {*CLIENTS, 'latents', 'training', 'boxplots_dice'}
@@ -127,39 +136,40 @@ def test_one_run_gives_tables_json_and_pictures(trained):
     assert path.read_bytes().startswith(b'\x89PNG')
   html = (report / 'index.html').read_text()
   assert html.count('<img') == len(pictures)
-  assert 'obfuscation, not confidentiality' in html
+  assert 'does not protect from the server' in html
   for suffix in ('csv', 'tex'):
     names = {path.stem for path in (report / 'tables').glob(f'*.{suffix}')}
     assert names == {
       'segmentation', 'segmentation_spread', 'official_scores',
-      'autoencoders', 'cross_client', 'query', 'networks',
+      'autoencoders', 'cross_client', 'query', 'wire', 'networks',
     }  # fmt: skip
   assert (workdir / 'split.csv').read_text().startswith('case,subject,site')
   assert (workdir / 'metrics.jsonl').read_text().count('\n') == 3 * 7
 
 
-def drawn_secrets(workdir):
-  """Returns the arrays that the clients' transforms are made of."""
-  arrays = []
+def keys_of(workdir):
+  """Returns every key of a run, and checks that both sides hold the same."""
+  keys = []
   for name in CLIENTS:
-    path = workdir / 'secrets' / f'{name}.klt.npz'
-    assert path.stat().st_mode & 0o777 == 0o600
-    with np.load(path) as file:
-      arrays += [file[key] for key in file if key != 'key_id']
-  return arrays
+    sides = [
+      epochs.load(workdir / 'secrets' / side / f'{name}.epoch')
+      for side in ('clients', 'server')
+    ]
+    assert sides[0] == sides[1]
+    keys.append(sides[0].key)
+  return [*keys, keyring.load(workdir / 'secrets' / 'server' / 'storage.key')]
 
 
 def test_secrets_stay_in_their_folder(trained):
   workdir, train_out, eval_out = trained
   assert (workdir / 'secrets').stat().st_mode & 0o777 == 0o700
-  secrets = [
-    keyring.load(workdir / 'secrets' / f'{name}.key') for name in CLIENTS
-  ]
-  assert len(set(secrets)) == 3
+  secrets = keys_of(workdir)
+  assert len(set(secrets)) == 4
+  assert not list(workdir.rglob('*.export'))
   others = [
     path
     for path in workdir.rglob('*')
-    if path.is_file() and path.parent.name != 'secrets'
+    if path.is_file() and 'secrets' not in path.parts
   ]
   assert len(others) > 50
   contents = [path.read_bytes() for path in others]
@@ -169,12 +179,10 @@ def test_secrets_stay_in_their_folder(trained):
       assert secret not in content and secret.hex().encode() not in content
 
 
-def test_checkpoints_hold_no_transform(trained):
-  """Checkpoints are compressed, so their arrays are compared, not bytes."""
+def test_checkpoints_hold_no_key(trained):
+  """Checkpoints are compressed, so their arrays are searched, not the files."""
   workdir, _, _ = trained
-  drawn = drawn_secrets(workdir)
-  assert len(drawn) == 3 * 2 * 3 * 3  # clients, modalities, scales, parts
-  count = 0
+  secrets, count = keys_of(workdir), 0
   for task in (workdir / 'checkpoints').iterdir():
     with ocp.CheckpointManager(task, item_names=('state', 'meta')) as manager:
       saved = manager.restore(
@@ -183,18 +191,18 @@ def test_checkpoints_hold_no_transform(trained):
       ).state
     for leaf in jax.tree.leaves(saved):
       count += 1
-      for secret in drawn:
-        if leaf.shape == secret.shape and leaf.size > 1:
-          assert not np.allclose(leaf, secret)
+      data = np.asarray(leaf).tobytes()
+      assert not any(secret[:16] in data for secret in secrets)
   assert count > 100
 
 
-def test_server_trains_from_message_files_alone(trained, data_dir, tmp_path):
-  """No image, encoder or decoder is left, and the network comes out equal."""
-  reference, _, _ = trained
-  workdir = tmp_path / 'server'
+def train_server_alone(reference, workdir):
+  """Trains the mapping network where no image, encoder or decoder is left."""
   shutil.copytree(reference / 'messages', workdir / 'messages')
-  shutil.copytree(reference / 'secrets', workdir / 'secrets')
+  shutil.copytree(
+    reference / 'secrets' / 'server', workdir / 'secrets' / 'server'
+  )
+  (workdir / 'secrets').chmod(0o700)
   config = smoke.get_config()
   shapes = {'s3': (4, 8), 's4': (2, 8), 'b': (1, 8)}
   latents = {
@@ -207,14 +215,18 @@ def test_server_trains_from_message_files_alone(trained, data_dir, tmp_path):
   collaboration.train_mapping(
     config,
     workdir_lib.Workdir(workdir, config.to_dict()),
+    names=CLIENTS,
     latents=latents,
-    secrets={
-      name: keyring.load(workdir / 'secrets' / f'{name}.key')
-      for name in CLIENTS
-    },
     title='server',
   )
-  assert digests(workdir)['mapping'] == digests(reference)['mapping']
+  return digests(workdir)['mapping']
+
+
+def test_server_trains_from_message_files_alone(trained, tmp_path):
+  """Not even the clients' keys are there, and the network comes out equal."""
+  reference, _, _ = trained
+  found = train_server_alone(reference, tmp_path / 'server')
+  assert found == digests(reference)['mapping']
 
 
 def test_new_autoencoders_mean_new_contributions(trained, script, tmp_path):
@@ -227,8 +239,9 @@ def test_new_autoencoders_mean_new_contributions(trained, script, tmp_path):
   assert code == 0, err
   assert 'client 2: its autoencoders have changed' in err
   new = (workdir / 'messages' / '2' / 'valid-000-000000.image.msg').read_bytes()
-  assert new != old  # another message id at least
-  assert digests(workdir)['mapping'] == digests(trained[0])['mapping']
+  assert new != old
+  steps = lambda folder: digests(folder)['mapping'][0]
+  assert steps(workdir) == steps(trained[0])
 
 
 def test_two_trainings_in_one_workdir_are_refused(script, tmp_path):
@@ -280,7 +293,12 @@ def test_kill_and_resume_is_bit_exact(moment, trained, script, tmp_path):
   assert finish(process)[0] == -signal.SIGKILL
   code, _, err = finish(script('train.py', workdir))
   assert code == 0, err
-  assert digests(workdir) == digests(reference)
+  found, expected = digests(workdir), digests(reference)
+  # Messages are rounded under keys of their own, so every run has its own.
+  mapping = found.pop('mapping'), expected.pop('mapping')
+  assert found == expected
+  assert mapping[0][0] == mapping[1][0]
+  assert mapping[0] == train_server_alone(workdir, tmp_path / 'server')
 
 
 def test_damaged_checkpoint_falls_back_and_says_so(trained, script, tmp_path):
@@ -394,24 +412,25 @@ def copy_without_checkpoints(reference, workdir):
   return workdir
 
 
-def test_missing_key_is_refused(trained, data_dir, tmp_path):
+@pytest.mark.parametrize('side', ['clients', 'server'])
+def test_missing_key_is_refused(side, trained, data_dir, tmp_path):
   workdir = copy_without_checkpoints(trained[0], tmp_path / 'w')
-  key = workdir / 'secrets' / '2.key'
+  key = workdir / 'secrets' / side / '2.epoch'
   key.unlink()
   for call in (collaboration.train, collaboration.restore):
-    with pytest.raises(ValueError, match=r'2\.key'):
+    with pytest.raises(ValueError, match=rf'{side}/2\.epoch.*enrol'):
       call(config_of(data_dir), workdir)
   assert not key.exists()
 
 
 def test_wrong_key_is_refused(trained, data_dir, tmp_path):
   workdir = copy_without_checkpoints(trained[0], tmp_path / 'w')
-  key = workdir / 'secrets' / '2.key'
-  shutil.copy(workdir / 'secrets' / '1.key', key)
+  key = workdir / 'secrets' / 'clients' / '2.epoch'
+  shutil.copy(key.with_name('1.epoch'), key)
   for call in (collaboration.train, collaboration.restore):
-    with pytest.raises(ValueError, match=r'2\.key') as error:
+    with pytest.raises(ValueError, match=r"2\.epoch.*'2'.*'1'") as error:
       call(config_of(data_dir), workdir)
-    assert keyring.load(key).hex() not in str(error.value)
+    assert epochs.load(key).key.hex() not in str(error.value)
 
 
 def test_baseline_trains_and_evaluates(script, tmp_path):

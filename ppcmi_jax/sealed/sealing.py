@@ -4,11 +4,12 @@ The third layer of the protection `sealed`. All masked words, norms and scales
 of a message go into one AES-256-GCM, whose associated data is the header in
 clear; `envelope` has the layout of the bytes.
 
-Keys: HKDF-SHA256 (`keyring.derive`) of the epoch's key, the nonce its salt,
-labels 'message', client, direction, modality, epoch, purpose ('seal', 'mix' or
-'mask') and, for the last two, the latent's name. Every message has a nonce of
-256 bits from the operating system, which no caller chooses, so every key serves
-one message and the 96-bit IV of GCM is zero. A `Draft` seals once.
+Keys, by HKDF-SHA256 (`keyring.derive`): a message's key of the epoch's key, the
+nonce its salt, labels 'message', client, direction, modality, epoch; of that,
+one for each purpose, labels 'seal', 'mix' or 'mask' and, for the last two, the
+latent's name. Every message has a nonce of 256 bits from the operating system,
+which no caller chooses, so every key serves one message and the 96-bit IV of
+GCM is zero. A `Draft` seals once.
 
 `open` believes nothing. It checks every size before it allocates or decrypts,
 and raises the one `MessageRejected`, without detail, whatever is wrong. Replays
@@ -130,7 +131,7 @@ def draft(
     nonce=_draw_nonce(),
   )
   envelope.check(header)
-  return Draft(header, *_derive(key, header))
+  return Draft(header, *_derive(message_key(key, header), header.shapes))
 
 
 def seal(draft: Draft, masked: Mapping[str, Mapping[str, Any]]) -> bytes:
@@ -213,13 +214,52 @@ def open(
   }
   optional = {'dtype': dtype, 'message_id': message_id}
   expected |= {name: v for name, v in optional.items() if v is not None}
-  opened = _open(data, key, expected, like)
+  derive = lambda header: message_key(key, header)
+  opened = _open(data, derive, expected, like)
   if opened is None:
     raise MessageRejected
   return opened
 
 
-def _open(data, key, expected, like):
+def reopen(
+  data: bytes,
+  key: bytes,
+  *,
+  like: Mapping[str, Any] | None = None,
+  **expected: Any,
+) -> Opened:
+  """Opens, with its own key, a message that was kept when its epoch ended.
+
+  Args:
+    data: the whole message.
+    key: 32 bytes, what `message_key` gave of it.
+    like: as for `open`.
+    **expected: fields of Header and their values.
+
+  Raises:
+    MessageRejected, ValueError: as `open`.
+  """
+  keyring.key_id(key)
+  opened = _open(data, lambda _: key, expected, like)
+  if opened is None:
+    raise MessageRejected
+  return opened
+
+
+def message_key(key: bytes, header: Header) -> bytes:
+  """Derives the key of one message, 32 bytes, from that of its epoch."""
+  return keyring.derive(
+    key,
+    'message',
+    header.client,
+    header.direction,
+    header.modality,
+    str(header.epoch),
+    salt=header.nonce,
+  )
+
+
+def _open(data, derive, expected, like):
   """Returns the opened message, or None for each reason to reject it."""
   header = envelope.unpack(data)
   if header is None:
@@ -229,7 +269,7 @@ def _open(data, key, expected, like):
   if like is not None and not _fits(header.shapes, like):
     return None
   start = envelope.header_bytes(header)
-  mix_keys, mask_keys, (seal_key,) = _derive(key, header)
+  mix_keys, mask_keys, (seal_key,) = _derive(derive(header), header.shapes)
   try:
     body = aead.AESGCM(seal_key).decrypt(_IV, data[start:], data[:start])
   except exceptions.InvalidTag:
@@ -249,23 +289,16 @@ def _open(data, key, expected, like):
   return Opened(header, mix_keys, mask_keys, masked)
 
 
-def _derive(key, header):
-  """Returns the mix keys, the mask keys and [the seal key] of a message."""
-  labels = (
-    'message',
-    header.client,
-    header.direction,
-    header.modality,
-    str(header.epoch),
-  )
-  derive = lambda *purpose: keyring.derive(
-    key, *labels, *purpose, salt=header.nonce
-  )
+def _derive(key, names):
+  """Returns the mix keys, the mask keys and [the seal key] of a message key."""
   mix_keys, mask_keys = (
-    {name: chacha.key_words(derive(purpose, name)) for name in header.shapes}
+    {
+      name: chacha.key_words(keyring.derive(key, purpose, name))
+      for name in names
+    }
     for purpose in ('mix', 'mask')
   )
-  return mix_keys, mask_keys, [derive('seal')]
+  return mix_keys, mask_keys, [keyring.derive(key, 'seal')]
 
 
 def _fits(shapes, like):

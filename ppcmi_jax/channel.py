@@ -1,0 +1,118 @@
+"""What carries latents between a client and the server, whatever protects them.
+
+A `Channel` is one side's end: it holds keys, draws nonces and counts messages,
+on the host; its `Codec` is the part that runs on the accelerator, two functions
+of arrays that anybody may jit together with a network.
+
+    draft = channel.draft(route, like)                 # host: a message's keys
+    data = draft.seal(codec.cover(draft.keys, latents))  # device, then host
+
+    opened = channel.open(data, direction='query', modality='image', like=like)
+    latents = codec.uncover(opened.keys, opened.covered, like)
+
+Two kinds exist: `keyed_channel` for the transforms of `keyed` (klt, none), and
+`sealed.session` for the hardened protection. Latents are {scale: [B, h, w, C]}.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class Route(NamedTuple):
+  """Where a message belongs.
+
+  Attributes:
+    client: whose keys protect it, whatever its direction.
+    direction: 'query', 'reply' or 'contribution'.
+    modality: 'image' or 'mask'.
+    message_id: 16 bytes; a reply carries its query's, a pair shares one.
+  """
+
+  client: str
+  direction: str
+  modality: str
+  message_id: bytes
+
+
+class Draft(NamedTuple):
+  """A message about to be sent.
+
+  Attributes:
+    keys: a pytree, for `Codec.cover`.
+    seal: what `cover` gave -> the message, bytes. Call it once.
+  """
+
+  keys: Any
+  seal: Callable[[Any], bytes]
+
+
+class Opened(NamedTuple):
+  """A message that was believed.
+
+  Attributes:
+    client: whose.
+    message_id: 16 bytes.
+    batch: B, the number of examples.
+    keys, covered: pytrees, for `Codec.uncover`.
+  """
+
+  client: str
+  message_id: bytes
+  batch: int
+  keys: Any
+  covered: Any
+
+
+class Codec(NamedTuple):
+  """The part of a channel that runs on the accelerator; hashable and pure.
+
+  cover: (keys, latents) -> a pytree of arrays, for `Draft.seal`.
+  uncover: (keys, covered, like) -> latents, float32; `like` gives the shapes,
+    of any B.
+  """
+
+  cover: Callable[[Any, Mapping[str, Any]], Any]
+  uncover: Callable[[Any, Any, Mapping[str, Any]], dict[str, Any]]
+
+
+class Channel(NamedTuple):
+  """One side's end of a channel.
+
+  Attributes:
+    protection: its name, as configurations and reports have it.
+    clients: whose keys it holds; the server numbers clients in this order.
+    codec: see `Codec`.
+    draft: (Route, like) -> Draft, of latents that look like {scale: array or
+      ShapeDtypeStruct [B, h, w, C]}. ValueError for a client that it has no
+      keys of.
+    open: (data, *, direction, modality, like, client=None, message_id=None) ->
+      Opened. `like` gives names and shapes but B; None for a client or message
+      id takes any. ValueError for all else, and for a
+      message that was opened before where the protection can tell.
+    peek: (data, *, owner, like) -> Opened: tries a message with the keys of a
+      client, whoever's it is, and doesn't note it. For measurements of what a
+      key gives away; ValueError where the protection withholds it.
+  """
+
+  protection: str
+  clients: tuple[str, ...]
+  codec: Codec
+  draft: Callable[[Route, Mapping[str, Any]], Draft]
+  open: Callable[..., Opened]
+  peek: Callable[..., Opened]
+
+
+def batch_of(latents: Mapping[str, Any], batch: int) -> dict[str, Any]:
+  """Returns what latents of another B look like, by `ShapeDtypeStruct`.
+
+  Args:
+    latents: {scale: array or ShapeDtypeStruct [B, h, w, C]}.
+    batch: the new B.
+  """
+  return {
+    scale: jax.ShapeDtypeStruct((batch, *z.shape[1:]), jnp.float32)
+    for scale, z in latents.items()
+  }

@@ -1,0 +1,178 @@
+"""What an attacker sees of latents under each protection, as numbers.
+
+  protection       what crosses, and what an attacker makes of it
+  ---------------  ------------------------------------------------------------
+  none             the latents, rounded to the wire's dtype
+  klt              the paper's transform, one secret for all messages, rounded
+  klt, fresh keys  the same with a secret of its own for each message
+  sealed           each example drafted, mixed, masked and sealed as a message
+                   of its own; the bytes of the ciphertext, read as numbers
+
+Attacks (`attacks`) take all four in the same shapes. A sealed message has no
+more to show: its header is the same for all messages but for random bytes and
+a counter, and its size depends on shapes alone.
+
+  >>> import jax
+  >>> latents = {'b': np.ones([2, 4, 4, 8], np.float32)}
+  >>> seen = {name: observe(name, latents) for name in PROTECTIONS}
+  >>> [seen[name]['b'].shape for name in PROTECTIONS]
+  [(2, 4, 4, 8), (2, 4, 4, 8), (2, 4, 4, 8), (2, 4, 4, 8)]
+  >>> bool(np.array_equal(*seen['klt']['b'])), seen['none']['b'].max().item()
+  (True, 1.0)
+  >>> bool(np.array_equal(*seen['sealed']['b']))
+  False
+"""
+
+import functools
+import os
+from collections.abc import Mapping
+
+import jax
+import numpy as np
+
+from ppcmi_jax import keyed, learners, wire
+from ppcmi_jax.sealed import envelope, masking, mixing, sealing
+
+PROTECTIONS = ('none', 'klt', 'klt, fresh keys', 'sealed')
+_BATCH = 16  # secrets drawn at a time, to bound memory
+
+Latents = Mapping[str, np.ndarray]
+
+
+def observe(
+  protection: str,
+  latents: Latents,
+  *,
+  seed: int = 0,
+  wire_dtype: str = 'float16',
+  sealed_dtype: str = 'int8',
+  transform: keyed.Transform | None = None,
+) -> dict[str, np.ndarray]:
+  """Protects each example as its own message and returns what is to be seen.
+
+  Args:
+    protection: one of PROTECTIONS.
+    latents: {scale: float [N, h, w, C]}, all messages of one client.
+    seed: of the secrets of 'klt' and 'klt, fresh keys', which are obfuscation
+      only: a repeated call has the same secrets. Those of 'sealed' come from
+      the operating system.
+    wire_dtype: of `wire`, for all but 'sealed'.
+    sealed_dtype: 'int8', or 'float16', what 'sealed' quantises to.
+    transform: that of 'klt'; `learners`' by default.
+
+  Returns:
+    {scale: float32 [N, h, w, C]}; of 'sealed' uniform with mean 0 and
+    variance 1, were they random.
+
+  Raises:
+    ValueError: an unknown protection or dtype, latents of other ranks.
+  """
+  if protection not in PROTECTIONS:
+    raise ValueError(
+      f'protection: expected one of {", ".join(PROTECTIONS)}, found '
+      f'{protection!r}'
+    )
+  if wire_dtype not in wire.DTYPES or sealed_dtype not in ('int8', 'float16'):
+    raise ValueError(
+      f'dtypes: expected one of {", ".join(wire.DTYPES)} for the wire and int8 '
+      f'or float16 if sealed, found {wire_dtype!r} and {sealed_dtype!r}'
+    )
+  latents = {k: np.asarray(z, np.float32) for k, z in latents.items()}
+  for name, z in latents.items():
+    if z.ndim != 4 or not len(z):
+      raise ValueError(
+        f'{name}: expected [N, h, w, C] with N at least 1, found '
+        f'{list(z.shape)}'
+      )
+  if protection == 'sealed':
+    return _sealed(latents, sealed_dtype)
+  if transform is None:
+    transform = learners.TRANSFORMS['klt']
+  key = jax.random.key(seed)
+  if protection == 'klt':
+    secret = transform.init(key, latents)
+    latents = jax.jit(transform.forward)(secret, latents)
+  elif protection == 'klt, fresh keys':
+    latents = _fresh(transform, key, latents)
+  dtype = wire.DTYPES[wire_dtype]
+  return {
+    name: np.asarray(z).astype(dtype).astype(np.float32)
+    for name, z in latents.items()
+  }
+
+
+def _fresh(transform, key, latents):
+  @jax.jit
+  def protect(indices, latents):
+    def one(index, z):
+      z = jax.tree.map(lambda a: a[None], z)
+      secret = transform.init(jax.random.fold_in(key, index), z)
+      return jax.tree.map(lambda a: a[0], transform.forward(secret, z))
+
+    return jax.lax.map(lambda pair: one(*pair), (indices, latents))
+
+  count = len(next(iter(latents.values())))
+  parts = []
+  for start in range(0, count, _BATCH):
+    # The last batch is filled up, so that one program serves all.
+    rows = np.minimum(np.arange(start, start + _BATCH), count - 1)
+    part = protect(rows, {name: z[rows] for name, z in latents.items()})
+    parts.append(jax.device_get(part))
+  return {
+    name: np.concatenate([part[name] for part in parts])[:count]
+    for name in latents
+  }
+
+
+def _sealed(latents, dtype):
+  transform = mixing.mix()
+
+  @functools.partial(jax.jit)
+  def protect(mix_keys, mask_keys, z):
+    mixed = transform.forward(transform.init(mix_keys, z), z)
+    return masking.mask(mask_keys, mixed, dtype=dtype)
+
+  key, rows = os.urandom(32), []
+  shapes = {name: (1, *z.shape[1:]) for name, z in latents.items()}
+  for i in range(len(next(iter(latents.values())))):
+    draft = sealing.draft(
+      key,
+      client='victim',
+      epoch=0,
+      direction='query',
+      modality='image',
+      model_id='exposure',
+      dtype=dtype,
+      shapes=shapes,
+      counter=i + 1,
+    )
+    z = {name: z[i : i + 1] for name, z in latents.items()}
+    masked = protect(draft.mix_keys, draft.mask_keys, z)
+    rows.append(read(sealing.seal(draft, jax.device_get(masked))))
+  return {name: np.concatenate([row[name] for row in rows]) for name in latents}
+
+
+def read(message: bytes) -> dict[str, np.ndarray]:
+  """Reads the ciphertext of a sealed message as uniform numbers.
+
+  Args:
+    message: what `sealing.seal` gave, of a whole number of bytes an element.
+
+  Returns:
+    {latent: float32 [B, ..., C]}, each stored number as an unsigned integer,
+    shifted and scaled so that random bits have mean 0 and variance 1.
+
+  Raises:
+    sealed.envelope.MessageRejected: not a sealed message.
+  """
+  header = envelope.read(message)
+  width = envelope.ITEM_BYTES[header.dtype]
+  start, numbers = envelope.header_bytes(header), {}
+  for name, shape in header.shapes.items():
+    count = int(np.prod(shape))
+    stored = np.frombuffer(message, f'<u{width}', count, start)
+    uniform = (stored + 0.5) / 2.0 ** (8 * width) - 0.5
+    numbers[name] = (uniform * np.sqrt(12)).astype(np.float32).reshape(shape)
+    (_, _, (num_words,)), _ = envelope.parts(shape, header.dtype)
+    start += 4 * num_words
+  return numbers

@@ -1,0 +1,185 @@
+"""The journey of an image under `sealed`: what opens, and what never does."""
+
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import worlds
+
+from ppcmi_jax import channel as channel_lib
+from ppcmi_jax.keyring import epochs
+from ppcmi_jax.sealed import session
+
+Rejected = session.MessageRejected
+
+
+@pytest.fixture(scope='module')
+def world(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('world')
+  return worlds.World('sealed', 'float32', folder)
+
+
+def ask(world, name='north', count=2):
+  message, ticket = world.clients[name].protect(
+    world.states[name], world.images(count)
+  )
+  return message, ticket
+
+
+def test_the_mask_is_that_of_the_unprotected_network(world):
+  message, ticket = ask(world)
+  reply = world.server.respond(world.server_state, message)
+  mask = world.clients['north'].reveal(world.states['north'], reply, ticket)
+  logits = world.unprotected_logits('north', world.images())
+  scale = float(jnp.max(jnp.abs(logits)))
+  clear = np.ptp(np.sort(logits, -1)[..., -2:], axis=-1) > 1e-5 * scale
+  assert clear.mean() > 0.5
+  np.testing.assert_array_equal(mask[clear], np.argmax(logits, -1)[clear])
+
+
+def test_int8_is_a_quarter_and_stays_near(world, tmp_path):
+  narrow = worlds.World('sealed', 'int8', tmp_path)
+  message, _ = ask(narrow)
+  full, _ = ask(world)
+  payload = lambda data: len(data) - 352  # header, tag, norms and scales of two
+  assert payload(message) * 4 == payload(full)
+  like = narrow.latents['image']
+  opened = narrow.server_channel.peek(message, owner='north', like=like)
+  z = narrow.server_channel.codec.uncover(opened.keys, opened.covered, like)
+  expected = worlds.encode(narrow.states['north'].image, narrow.images())
+  for name, value in z.items():
+    error = np.linalg.norm(value - expected[name])
+    assert error < 0.03 * np.linalg.norm(expected[name])
+
+
+def test_nothing_is_answered_or_shown_twice(world):
+  client, state = world.clients['north'], world.states['north']
+  message, ticket = ask(world)
+  reply = world.server.respond(world.server_state, message)
+  with pytest.raises(Rejected):
+    world.server.respond(world.server_state, message)
+  client.reveal(state, reply, ticket)
+  with pytest.raises(Rejected):
+    client.reveal(state, reply, ticket)
+
+
+def test_messages_in_the_wrong_place_are_rejected(world):
+  north, state = world.clients['north'], world.states['north']
+  message, ticket = ask(world)
+  other, other_ticket = ask(world)
+  reply = world.server.respond(world.server_state, message)
+  assert len(message) == len(other)  # whatever the image
+  for call in (
+    lambda: north.reveal(state, reply, other_ticket),  # another query's
+    lambda: north.reveal(state, message, ticket),  # another direction
+    lambda: world.server.respond(world.server_state, reply),
+    lambda: world.clients['south'].reveal(state, reply, ticket),
+  ):
+    with pytest.raises(Rejected):
+      call()
+  assert north.reveal(state, reply, ticket).shape == (2, 32, 64)
+  message, ticket = ask(world)
+  reply = world.server.respond(world.server_state, message)
+  with pytest.raises(ValueError, match='of 3 images'):
+    north.reveal(state, reply, ticket._replace(batch=3))
+
+
+def test_damaged_messages_are_rejected_without_being_noted(world):
+  message, ticket = ask(world, count=1)
+  rng = np.random.default_rng(0)
+  places = [*range(0, 340), *rng.integers(340, len(message), 100)]
+  for place in map(int, places):
+    damaged = bytearray(message)
+    damaged[place] ^= 1 << int(rng.integers(8))
+    with pytest.raises(Rejected):
+      world.server.respond(world.server_state, bytes(damaged))
+  for length in (0, 10, 300, len(message) - 1):
+    with pytest.raises(Rejected):
+      world.server.respond(world.server_state, message[:length])
+  reply = world.server.respond(world.server_state, message)
+  mask = world.clients['north'].reveal(world.states['north'], reply, ticket)
+  assert mask.shape == (1, 32, 64)
+
+
+def test_two_messages_of_one_image_share_nothing(world):
+  one, _ = ask(world, count=1)
+  two, _ = ask(world, count=1)
+  a, b = (np.frombuffer(m[352:], np.uint8).astype(float) for m in (one, two))
+  assert abs(np.corrcoef(a, b)[0, 1]) < 0.15
+  z = worlds.encode(world.states['north'].image, world.images(1))
+  raw = np.asarray(z['s3']).tobytes()[:64]
+  assert raw not in one and raw not in two
+
+
+def test_a_key_opens_its_own_client_alone(world):
+  message, _ = ask(world)
+  like = world.latents['image']
+  opened = world.channels['north'].peek(message, owner='north', like=like)
+  assert opened.client == 'north' and opened.batch == 2
+  with pytest.raises(Rejected):
+    world.channels['south'].peek(message, owner='south', like=like)
+  # To peek is not to note: the server answers it yet.
+  world.server.respond(world.server_state, message)
+
+
+def test_both_sides_go_on_to_the_next_epoch(tmp_path):
+  world = worlds.World('sealed', 'float32', tmp_path)
+  late, _ = ask(world)
+  paths = worlds.write_contributions(world, tmp_path / 'messages', count=1)
+  before = worlds.read(world, paths)
+
+  for name in worlds.NAMES:
+    epochs.rotate(tmp_path / 'clients' / f'{name}.epoch')
+  after = reopened(world, tmp_path)
+  message, ticket = ask(after)
+  reply = after.server.respond(after.server_state, message)
+  after.clients['north'].reveal(after.states['north'], reply, ticket)
+  path = tmp_path / 'server' / 'north.epoch'
+  assert epochs.load(path).epoch == 1
+  with pytest.raises(Rejected):
+    after.server.respond(after.server_state, late)
+  # What the server had read it reads again; what it had not is gone.
+  again = worlds.read(after, paths)
+  jax.tree.map(np.testing.assert_array_equal, again, before)
+  shutil.rmtree(tmp_path / 'kept')
+  with pytest.raises(ValueError, match=r'msg: message rejected.*contribute'):
+    worlds.read(after, paths)
+
+
+def reopened(world, folder):
+  """Returns the world as another process finds it."""
+  channels, server = worlds.ends_in(folder, 'float32')
+  return worlds.World('sealed', 'float32', ends=(channels, server))
+
+
+def test_a_copied_contribution_is_refused_by_name(tmp_path):
+  world = worlds.World('sealed', 'float32', tmp_path)
+  paths = worlds.write_contributions(world, tmp_path / 'messages', count=1)
+  for path in paths[:2]:
+    shutil.copy(path, path.with_name(path.name.replace('train-0', 'train-9')))
+  paths = sorted((tmp_path / 'messages').glob('*/*.msg'))
+  with pytest.raises(ValueError, match=r'train-9: the same.*train-0; delete'):
+    worlds.read(world, paths)
+
+
+def test_a_damaged_kept_key_is_named(tmp_path):
+  world = worlds.World('sealed', 'float32', tmp_path)
+  paths = worlds.write_contributions(world, tmp_path / 'messages', count=1)
+  worlds.read(world, paths)
+  kept = sorted((tmp_path / 'kept').iterdir())
+  assert len(kept) == len(paths)
+  assert {path.stat().st_mode & 0o777 for path in kept} == {0o600}
+  kept[0].write_bytes(bytes(48))
+  with pytest.raises(ValueError, match=rf'{kept[0].name}: expected 48 bytes'):
+    worlds.read(world, paths)
+
+
+def test_a_client_without_a_key_here_is_told_to_enrol(world):
+  stranger = world.channels['north']
+  with pytest.raises(ValueError, match=r"'south': no key here.*enrol"):
+    stranger.draft(
+      channel_lib.Route('south', 'query', 'image', bytes(16)),
+      world.latents['image'],
+    )
