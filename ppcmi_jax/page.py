@@ -23,6 +23,9 @@ from typing import Any, NamedTuple
 
 from ppcmi_jax import page_style, tables
 
+CSS_DPI = 96
+ZOOM = 1.6  # of pictures, over their size in print
+
 _PNG = b'\x89PNG\r\n\x1a\n'
 
 
@@ -153,7 +156,7 @@ def figure(path: str | os.PathLike, caption: str, alt: str) -> Html:
   data = pathlib.Path(path).read_bytes()
   if data[:8] != _PNG or data[12:16] != b'IHDR':
     raise ValueError(f'{path}: expected a PNG file, found other content')
-  width, height = (int.from_bytes(data[i : i + 4]) for i in (16, 20))
+  width, height = (round(_shrink(data) * n) for n in _pixels(data))
   caption = caption and (
     f'<figcaption>{tables.escape_html(caption)}</figcaption>'
   )
@@ -162,6 +165,20 @@ def figure(path: str | os.PathLike, caption: str, alt: str) -> Html:
     f'alt="{tables.escape_html(alt)}" src="data:image/png;base64,'
     f'{base64.b64encode(data).decode()}">{caption}</figure>'
   )
+
+
+def _pixels(data: bytes) -> tuple[int, int]:
+  """Returns the width and the height of a PNG."""
+  return int.from_bytes(data[16:20]), int.from_bytes(data[20:24])
+
+
+def _shrink(data: bytes) -> float:
+  """Returns by how much to shrink a PNG to near the size it has in print."""
+  place = data.find(b'pHYs', 0, 1024)
+  per_metre = int.from_bytes(data[place + 4 : place + 8])
+  if place < 0 or not per_metre:
+    return 1.0
+  return min(1.0, ZOOM * CSS_DPI / (per_metre * 0.0254))
 
 
 def definitions(mapping: Mapping[str, Any]) -> Html:

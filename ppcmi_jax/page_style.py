@@ -86,7 +86,6 @@ figure { margin: 1.75rem 0 2.25rem; }
 .notes { margin: .6rem 0 0; }
 .image img {
   background: #fff; display: block; height: auto; max-width: 100%;
-  width: auto;
 }
 .scroll { max-width: 100%; overflow: auto; width: fit-content; }
 details .scroll { max-height: 90vh; }

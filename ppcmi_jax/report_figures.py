@@ -50,10 +50,10 @@ def draw(
   folder = workdir / 'report'
   drawn = []
   if 'segmentation' in results:
-    drawn += _cases(run, results['segmentation'], folder)
+    drawn += _cases(config, run, results['segmentation'], folder)
     drawn += _boxplots(config, results['segmentation'], folder)
   if run.hospitals:
-    drawn += _reconstructions(run, folder)
+    drawn += _reconstructions(config, run, folder)
     drawn += _latents(config, run, folder)
   if 'cross_client' in results:
     drawn += _matrices(results['cross_client'], folder)
@@ -67,7 +67,7 @@ def draw(
   return drawn
 
 
-def _cases(run, result, folder, count: int = 3) -> list[Figure]:
+def _cases(config, run, result, folder, count: int = 3) -> list[Figure]:
   """Draws the best, the median and the worst test case of each client."""
   drawn = []
   for name, parts in run.data.hospitals.items():
@@ -90,6 +90,7 @@ def _cases(run, result, folder, count: int = 3) -> list[Figure]:
       prediction=np.asarray(run.predict[name](test.image[rows])),
       class_names=run.data.class_names,
       spacing_mm=test.spacing_mm[rows],
+      distance_unit=config.distance_unit,
       case=[entry['case'] for entry in chosen],
       scores=[entry['dice'] for entry in chosen],
       note=report_tables.scope(run),
@@ -111,7 +112,7 @@ def _boxplots(config, result, folder) -> list[Figure]:
   return drawn
 
 
-def _reconstructions(run, folder, count: int = 3) -> list[Figure]:
+def _reconstructions(config, run, folder, count: int = 3) -> list[Figure]:
   drawn = []
   for name, hospital in run.hospitals.items():
     test = run.data.hospitals[name]['test']
@@ -126,6 +127,7 @@ def _reconstructions(run, folder, count: int = 3) -> list[Figure]:
       reconstructed_mask=np.asarray(hospital.reconstruct_mask(mask)),
       class_names=run.data.class_names,
       spacing_mm=test.spacing_mm[rows],
+      distance_unit=config.distance_unit,
       case=[str(test.case[row]) for row in rows],
       title=f'Client {name}: what its autoencoders keep',
     ):

@@ -326,6 +326,7 @@ def _draw(name, variants, root) -> None:
     predictions=predictions,
     class_names=first['class_names'].tolist(),
     spacing_mm=first['spacing_mm'],
+    distance_unit=variants[0].config.distance_unit,
     case=first['case'].tolist(),
     title=f'Study {name!r}: one test case of each client',
     width_mm=180,

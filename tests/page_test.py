@@ -11,6 +11,7 @@ import subprocess
 import sys
 
 import pytest
+from PIL import Image
 
 from ppcmi_jax import page, page_style, tables
 
@@ -186,6 +187,16 @@ def test_figure_is_the_file(png):
   head, data = image['src'].split(',')
   assert head == 'data:image/png;base64' and base64.b64decode(data) == PNG
   assert image['width'] == image['height'] == '1'
+
+
+@pytest.mark.parametrize('dpi, expected', [(300, 512), (96, 1000), (0, 1000)])
+def test_pictures_are_shown_near_their_size_in_print(dpi, expected, tmp_path):
+  path = tmp_path / 'picture.png'
+  options = {'dpi': (dpi, dpi)} if dpi else {}
+  Image.new('RGB', (1000, 500)).save(path, **options)
+  [image] = Reader(page.figure(path, 'Caption', 'Alt')).all('img')
+  assert int(image['width']) == pytest.approx(expected, abs=1)
+  assert int(image['height']) == pytest.approx(expected / 2, abs=1)
 
 
 def test_figure_refuses_what_is_no_picture(png, tmp_path):

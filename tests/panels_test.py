@@ -96,8 +96,16 @@ def test_scan_fills_the_panel_and_its_bar_has_the_length_it_says():
 
 def test_scan_without_a_bar_is_all_scan():
   grey = np.full((24, 24), 0.2)
-  pixels = pixels_of(panels.draw_scan, grey=grey, scale_bar=False)
+  pixels = pixels_of(panels.draw_scan, grey=grey, scale_bar='')
   np.testing.assert_allclose(pixels, 0.2, atol=0.01)
+
+
+@pytest.mark.parametrize('unit', ['mm', 'pixels'])
+def test_the_bar_names_the_unit(unit):
+  panel = figure.Figure().add_subplot()
+  extent = {'grey': np.zeros((24, 24)), 'extent_mm': np.array([48.0, 48.0])}
+  panels.draw_scan(panel, **extent, scale_bar=unit)
+  assert [text.get_text() for text in panel.texts] == [f'10 {unit}']
 
 
 def test_difference_is_brighter_the_larger_up_to_its_limit():

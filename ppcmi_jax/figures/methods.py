@@ -27,6 +27,7 @@ def draw_methods(
   class_names: Sequence[str],
   spacing_mm: ArrayLike,
   case: Sequence[str],
+  distance_unit: str = 'mm',
   scores: Mapping[str, Sequence[float | None]] | None = None,
   title: str = '',
   note: str = '',
@@ -43,7 +44,8 @@ def draw_methods(
     truth: integer labels [N, H, W].
     predictions: {method: integer labels [N, H, W]}, in the order to draw.
     class_names: K names, background first.
-    spacing_mm: [N, 2], size of a pixel in mm, row then column.
+    spacing_mm: [N, 2], size of a pixel, row then column.
+    distance_unit: of the spacing, 'mm' or 'pixels' where it is not known.
     case: N names.
     scores: {method: N mean Dice scores}, written into the masks; None and NaN
       are left out.
@@ -95,6 +97,7 @@ def draw_methods(
       starts=first_mm + np.arange(per_block) * (pair_mm + 2 * GAP_MM),
       panel_mm=panel_mm,
       class_colors=panels.palette(len(class_names)),
+      distance_unit=distance_unit,
     )
     sheet.top_mm += 2
   sheet.legend(panels.class_handles(class_names, cases.present), 'structures')
@@ -115,6 +118,7 @@ def _draw_block(
   starts: np.ndarray,
   panel_mm: float,
   class_colors: np.ndarray,
+  distance_unit: str,
 ) -> None:
   """Draws the cases that stand beside each other, and moves below them."""
   height_mm = max(
@@ -149,7 +153,7 @@ def _draw_block(
       tint = {'class_colors': class_colors, 'line_width': OUTLINE, **scan}
       truth = cases.masks['truth'][i]
       if method is None:
-        panels.draw_scan(left, **scan)
+        panels.draw_scan(left, scale_bar=distance_unit, **scan)
         panels.draw_mask(right, labels=truth, **tint)
         continue
       prediction = cases.masks[f'prediction of {method}'][i]

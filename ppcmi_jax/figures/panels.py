@@ -114,7 +114,7 @@ def draw_scan(
   *,
   grey: np.ndarray,
   extent_mm: np.ndarray,
-  scale_bar: bool = True,
+  scale_bar: str = 'mm',
 ) -> None:
   """Draws a scan and a bar that gives its scale.
 
@@ -122,11 +122,11 @@ def draw_scan(
     panel: what to draw into; its coordinates become mm, row 0 on top.
     grey: float [H, W] in [0, 1]; NaN is left blank.
     extent_mm: [2], height and width of the scan in mm.
-    scale_bar: whether to draw the bar.
+    scale_bar: the unit that the bar names; '' draws none.
   """
   _show_grey(panel, grey, extent_mm)
   if scale_bar:
-    _draw_scale_bar(panel, extent_mm)
+    _draw_scale_bar(panel, extent_mm, scale_bar)
   _trim(panel, extent_mm)
 
 
@@ -276,7 +276,7 @@ def _outline(
     drawn.set_path_effects([halo])
 
 
-def _draw_scale_bar(panel: axes.Axes, extent_mm: np.ndarray) -> None:
+def _draw_scale_bar(panel: axes.Axes, extent_mm: np.ndarray, unit: str) -> None:
   """Draws a bar of a round length, at most a third of the panel wide."""
   tall, wide = extent_mm
   power = 10.0 ** math.floor(math.log10(wide / 3))
@@ -294,7 +294,7 @@ def _draw_scale_bar(panel: axes.Axes, extent_mm: np.ndarray) -> None:
   panel.text(
     x,  # in small panels the text is longer than the bar
     y - 0.02 * wide,
-    f'{length:g} mm',
+    f'{length:g} {unit}',
     color='white',
     fontsize=7,
     ha='left',

@@ -25,6 +25,7 @@ def draw_reconstructions(
   class_names: Sequence[str],
   spacing_mm: ArrayLike,
   case: Sequence[str],
+  distance_unit: str = 'mm',
   title: str = '',
   note: str = '',
   width_mm: float = sheets.WIDTH_MM,
@@ -38,7 +39,8 @@ def draw_reconstructions(
     truth: integer labels [N, H, W].
     reconstructed_mask: of the truth, integer labels [N, H, W].
     class_names: K names, background first.
-    spacing_mm: [N, 2], size of a pixel in mm, row then column.
+    spacing_mm: [N, 2], size of a pixel, row then column.
+    distance_unit: of the spacing, 'mm' or 'pixels' where it is not known.
     case: N lines to stand above the rows, such as name and scores.
     title: above the picture.
     note: below the picture.
@@ -79,9 +81,14 @@ def draw_reconstructions(
       case_panels.scan_panel(sheet, x, panel_mm, height_mm) for x in starts
     ]
     extent = {'extent_mm': cases.extent_mm[i]}
-    panels.draw_scan(row[0], grey=cases.grey['image'][i], **extent)
     panels.draw_scan(
-      row[1], grey=cases.grey['reconstruction'][i], scale_bar=False, **extent
+      row[0],
+      grey=cases.grey['image'][i],
+      scale_bar=distance_unit,
+      **extent,
+    )
+    panels.draw_scan(
+      row[1], grey=cases.grey['reconstruction'][i], scale_bar='', **extent
     )
     shown = panels.draw_difference(
       row[2], difference=difference[i], limit=limit, **extent

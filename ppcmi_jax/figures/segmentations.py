@@ -84,6 +84,7 @@ def draw_segmentations(
   class_names: Sequence[str],
   spacing_mm: ArrayLike,
   case: Sequence[str],
+  distance_unit: str = 'mm',
   scores: Sequence[float] | None = None,
   note: str = '',
 ) -> None:
@@ -101,7 +102,8 @@ def draw_segmentations(
     truth: integer labels [N, H, W].
     prediction: integer labels [N, H, W].
     class_names: K names, background first.
-    spacing_mm: [N, 2], size of a pixel in mm, row then column.
+    spacing_mm: [N, 2], size of a pixel, row then column.
+    distance_unit: of the spacing, 'mm' or 'pixels' where it is not known.
     case: N names, left of the rows.
     scores: N mean Dice scores to print below the names; NaN is left out.
     note: a line below the picture, such as where the data comes from.
@@ -150,7 +152,7 @@ def draw_segmentations(
         panel.set_title(name, fontsize=10, pad=4)
       row.append(panel)
     scan = {'grey': grey[i], 'extent_mm': extent_mm[i]}
-    panels.draw_scan(row[0], **scan)
+    panels.draw_scan(row[0], scale_bar=distance_unit, **scan)
     for panel, labels in ((row[1], truth[i]), (row[2], prediction[i])):
       panels.draw_mask(panel, labels=labels, class_colors=class_colors, **scan)
     panels.draw_errors(row[3], prediction=prediction[i], truth=truth[i], **scan)
