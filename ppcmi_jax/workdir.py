@@ -84,8 +84,8 @@ class Workdir:
 
   @property
   def secrets(self) -> pathlib.Path:
-    """Where keys are: PPCMI_JAX_SECRETS of the environment, or beside."""
-    elsewhere = os.environ.get('PPCMI_JAX_SECRETS')
+    """Where keys are; PPCMI_JAX_SECRETS_ROOT of the environment overrides."""
+    elsewhere = os.environ.get('PPCMI_JAX_SECRETS_ROOT')
     if elsewhere:
       return pathlib.Path(elsewhere).absolute()
     return self.path / 'secrets'

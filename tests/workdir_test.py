@@ -169,3 +169,11 @@ def test_text_is_utf_8_and_metrics_are_lines(tmp_path):
     folder.log(row)
   lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
   assert [json.loads(line) for line in lines] == rows
+
+
+def test_secrets_may_live_elsewhere(tmp_path, monkeypatch):
+  monkeypatch.setenv('PPCMI_JAX_SECRETS_ROOT', str(tmp_path / 'safe' / 'keys'))
+  folder = workdir.Workdir(tmp_path / 'run', {'seed': 0})
+  assert folder.secrets == tmp_path / 'safe' / 'keys'
+  assert folder.secrets.stat().st_mode & 0o777 == 0o700
+  assert not (tmp_path / 'run' / 'secrets').exists()
