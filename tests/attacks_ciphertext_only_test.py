@@ -86,6 +86,18 @@ def test_a_known_encoder_opens_unpaired_messages(latents, transform):
   assert permuted or errors['b'] < trivial['b']
 
 
+def test_order_and_rotation_help_each_other():
+  """Public images are brighter here, which misleads a rotation alone."""
+  pixels, _ = synthetic.images(90)
+  truth = {'s4': synthetic.encode(pixels[:30])['s4']}
+  public = {'s4': synthetic.encode(pixels[30:] + 0.3)['s4']}
+  observed, secret = synthetic.protect(KLT, truth)
+  fit = ciphertext_only.fit(observed, public, max_programs=0)
+  assert np.mean(fit['s4'].order == np.asarray(secret[1]['s4'])) > 0.9
+  errors = alignment.relative_error(alignment.undo(fit, observed), truth)
+  assert errors['s4'] < 0.4 * trivial_error(public, truth)['s4']
+
+
 def test_transport_alone_helps(latents):
   """Without facets: mean maps and transport, from one message."""
   truth = {'s3': latents['s3'][:1]}

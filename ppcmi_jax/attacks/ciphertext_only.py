@@ -16,11 +16,12 @@ from 1, and has no key. Two attackers (SECURITY, section 3):
   channels in the place of pairs). Facets near the estimate are exact, and give
   the rest less room.
 
-Permuted positions change nothing for the facets. `fit` then names channels by
-their distributions, starts without facets from the mean maps matched by their
-distances, or from principal components signed by their skewness, and at last
-places positions where the public latents make them likeliest. Of few messages
-this order is right only in part.
+Permuted positions change nothing for the facets. `fit` then starts from the
+mean maps matched by their distances, or from principal components signed by
+their skewness, places positions where the public latents make them likeliest,
+and fits mean maps anew in that order, in turn, until the order settles. Where
+it does not, as with few messages, channels of facets are named by their
+distributions, and the order is right only in part.
 
 Axes: N messages, M public latents, P positions, C channels, F found ones.
 """
@@ -31,6 +32,8 @@ from ppcmi_jax.attacks import alignment, facets
 
 _ITERATIONS = 60  # of transport
 _QUANTILES = 128
+_ROUNDS = 15  # of order and rotation in turn
+_SETTLED = 0.2  # of the positions may still move in an order to rely on
 
 
 def channels(
@@ -161,29 +164,59 @@ def likelihood(back: np.ndarray, public: np.ndarray) -> np.ndarray:
 def _fit_scale(w, public, permuted, options):
   size = w.shape[-1]
   rows, known = w.reshape(-1, size), public.reshape(-1, size)
-  starts = [_mean_maps(w, public, permuted)]
+  best, _ = _transport(_mean_maps(w, public, permuted), rows, known)
+  ordered = not permuted
   if permuted:
-    starts.append(_components(rows, known))
-  tries = [_transport(one, rows, known) for one in starts]
-  best, _ = min(tries, key=lambda t: t[1])
+    other, _ = _transport(_components(rows, known), rows, known)
+    tries = [_alternate(start, w, public) for start in (best, other)]
+    best, _, ordered = max(tries, key=lambda t: t[1])
   # Where positions are in order the estimate says where to look.
-  guesses = None if permuted else best.rotation
+  guesses = best.rotation if ordered else None
   found = facets.find(rows, starts=guesses, **options)
   if found.ties.size:
     exact = rows @ found.directions - found.offsets
-    if permuted:
-      names = alignment.match(_quantiles(known), _quantiles(exact))
-    else:
+    if ordered:
       names = alignment.assign(found.directions.T @ best.rotation)
+    else:
+      names = alignment.match(_quantiles(known), _quantiles(exact))
     fixed = np.zeros((size, size))
     fixed[:, names] = found.directions
     best, _ = _transport(best, rows, known, fixed)
     best.latent_mean[names] = exact.mean(axis=0)
-  order = np.arange(w.shape[1])
-  if permuted:
-    back = alignment.rotate_back(best, w)
-    order = alignment.assign(likelihood(back, public))
+  order = _likeliest(best, w, public)[0] if permuted else np.arange(w.shape[1])
   return best._replace(order=order)
+
+
+def _alternate(start, w, public):
+  """Lets the order of positions and the rotation improve each other.
+
+  Returns:
+    (the likeliest fit, its log-likelihood, whether its order has settled or
+    nearly so).
+  """
+  order, best_score = _likeliest(start, w, public)
+  best, moved = start, len(order)
+  size = w.shape[-1]
+  rows, known = w.reshape(-1, size), public.reshape(-1, size)
+  for _ in range(_ROUNDS):
+    placed = np.empty_like(w)
+    placed[:, order] = w
+    fit, _ = _transport(_mean_maps(placed, public, False), rows, known)
+    again, score = _likeliest(fit, w, public)
+    changed = np.sum(again != order)
+    if score > best_score:
+      best, best_score, moved = fit, score, changed
+    if not changed:
+      break
+    order = again
+  return best, best_score, moved <= _SETTLED * len(order)
+
+
+def _likeliest(fit, w, public):
+  """Returns the likeliest order of positions, and its log-likelihood."""
+  score = likelihood(alignment.rotate_back(fit, w), public)
+  order = alignment.assign(score)
+  return order, np.sum(score[np.arange(len(order)), order])
 
 
 def _mean_maps(w, public, permuted):

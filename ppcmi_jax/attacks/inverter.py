@@ -285,28 +285,6 @@ def _rows(tree, rows):
   return jax.tree.map(lambda a: a[rows], tree)
 
 
-def _grams(x):
-  """Returns centred Gram matrices of unit norm of [N, P, C] as [P, N N]."""
-  x = (x - x.mean(0)).transpose(1, 0, 2)
-  grams = (x @ x.transpose(0, 2, 1)).reshape(len(x), -1)
-  return grams / (np.linalg.norm(grams, axis=1, keepdims=True) + 1e-12)
-
-
-def _patches(images, sides):
-  """Returns [N, P, pixels] around each of the positions, half a cell over."""
-  cell = images.shape[1] // sides[0], images.shape[2] // sides[1]
-  margin = cell[0] // 2, cell[1] // 2
-  pad = ((0, 0), (margin[0],) * 2, (margin[1],) * 2, (0, 0))
-  window = cell[0] + 2 * margin[0], cell[1] + 2 * margin[1]
-  patches = np.lib.stride_tricks.sliding_window_view(
-    np.pad(images, pad, mode='edge'), window, axis=(1, 2)
-  )[:, :: cell[0], :: cell[1]]
-  # Eight samples a side of a cell tell as much as all.
-  step = max(1, cell[0] // 8), max(1, cell[1] // 8)
-  patches = patches[..., :: step[0], :: step[1]]
-  return patches.reshape(len(images), sides[0] * sides[1], -1)
-
-
 def _apply_orders(observed, orders):
   return {
     k: position_order.apply(z, orders[k]) if k in orders else z
