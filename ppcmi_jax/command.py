@@ -91,7 +91,7 @@ def _keep_compiled() -> None:
     jax.config.update(
       'jax_compilation_cache_dir', str(pathlib.Path(cache) / 'ppcmi_jax')
     )
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
 
 
 def _fail(error: Any) -> None:

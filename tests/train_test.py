@@ -24,15 +24,9 @@ CLIENTS = ('1', '2', '3')
 
 
 @pytest.fixture(scope='module')
-def environment(tmp_path_factory):
-  """Returns the environment of the scripts: own cache of compiled programs."""
-  cache = tmp_path_factory.mktemp('cache')
-  return os.environ | {
-    'JAX_COMPILATION_CACHE_DIR': str(cache),
-    'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS': '0',
-    'JAX_PLATFORMS': 'cpu',
-    'PYTHONWARNINGS': 'ignore',
-  }
+def environment():
+  """Returns the environment of the scripts."""
+  return os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONWARNINGS': 'ignore'}
 
 
 @pytest.fixture(scope='module')
