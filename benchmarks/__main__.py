@@ -1,0 +1,153 @@
+"""The command: flags, progress, a table, a JSON file. See the package."""
+
+import json
+import math
+import pathlib
+import sys
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import jax
+from absl import app, flags, logging
+
+from benchmarks import comparison, machine, measure, sections
+from benchmarks import sizes as sizes_lib
+from ppcmi_jax import tables
+
+_SIZE = flags.DEFINE_enum(
+  'size', 'default', list(sizes_lib.SIZES), 'Of networks and images.'
+)
+_ONLY = flags.DEFINE_list(
+  'only',
+  [],
+  f'Sections, of {", ".join(sections.SECTIONS)}, or with --against of networks, '
+  'steps, layers; all by default.',
+)
+_AGAINST = flags.DEFINE_enum(
+  'against', None, ['torch'], 'Times the same layers there, turn by turn.'
+)
+_SECONDS = flags.DEFINE_float(
+  'seconds', 1.0, 'For what is timed as one, compilation aside.', 0.0
+)
+_BATCH = flags.DEFINE_integer(
+  'step_batch', None, "Of training steps; the configuration's by default.", 1
+)
+_CORES = flags.DEFINE_integer(
+  'cores',
+  None,
+  'Of the CPU to use; all by default. Take 1 beside other work, from which '
+  'threads that wait for each other suffer most.',
+  1,
+)
+_JSON = flags.DEFINE_string('json', 'runs/benchmarks.json', 'File to write.')
+
+
+def main(argv: list[str]) -> None:
+  """Measures what the flags say."""
+  if len(argv) > 1:
+    raise ValueError(f'unexpected argument {argv[1]!r}; options begin with --')
+  if _CORES.value:
+    machine.confine(_CORES.value)
+  environment = machine.describe()
+  size = sizes_lib.SIZES[_SIZE.value]._replace(step_batch=_BATCH.value)
+  if _AGAINST.value:
+    torch_pairs = _torch_pairs()
+    environment |= torch_pairs.describe()
+    names = sections.chosen(_ONLY.value, torch_pairs.SECTIONS)
+    rows = []
+    for name in _told(names):
+      pairs = torch_pairs.SECTIONS[name](size)
+      rows += comparison.ratios(name, pairs, budget_s=_SECONDS.value)
+    result = {'ratios': rows}
+    table = comparison.table(rows, _title(environment), 'PyTorch')
+  else:
+    names = sections.chosen(_ONLY.value, sections.SECTIONS)
+    result = measure_sections(_told(names), size, budget_s=_SECONDS.value)
+    title = _title(environment, result['peaks'])
+    table = measure.table(result['rows'], title)
+  print(tables.text(table))
+  path = pathlib.Path(_JSON.value)
+  path.parent.mkdir(parents=True, exist_ok=True)
+  result = {'size': _SIZE.value, 'environment': environment, **result}
+  path.write_text(json.dumps(jsonable(result), indent=1) + '\n')
+  print(f'All digits are in {path}.')
+
+
+def measure_sections(
+  names: Iterable[str], size: sizes_lib.Size, *, budget_s: float
+) -> dict[str, Any]:
+  """Returns {'peaks', 'rows'} of sections."""
+  peaks, rows = machine.peaks(), []
+  for name in names:
+    cases = sections.SECTIONS[name](size)
+    rows += measure.rows(name, cases, peaks=peaks, budget_s=budget_s)
+  return {'peaks': peaks, 'rows': rows}
+
+
+def _torch_pairs() -> Any:
+  """Returns the module; PyTorch is an extra, which nothing else needs."""
+  try:
+    from benchmarks import torch_pairs
+  except ImportError as error:
+    raise ValueError(
+      f'against: PyTorch cannot be imported ({error}); python -m pip install '
+      "-e '.[bench]'"
+    ) from None
+  return torch_pairs
+
+
+def _told(names: Iterable[str]) -> Iterator[str]:
+  for name in names:
+    print(f'measuring {name} ...', file=sys.stderr, flush=True)
+    yield name
+
+
+def jsonable(value: Any) -> Any:
+  """Returns what JSON can hold: NaN becomes null, intervals say what is what.
+
+  >>> jsonable({'a': (float('nan'), 1.5)})
+  {'a': [None, 1.5]}
+  """
+  if isinstance(value, tables.Interval):
+    value = value._asdict()
+  if isinstance(value, dict):
+    return {name: jsonable(part) for name, part in value.items()}
+  if isinstance(value, list | tuple):
+    return [jsonable(part) for part in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
+def _title(environment: dict[str, Any], peaks: dict | None = None) -> str:
+  load = ', '.join(map(str, environment['load_average']))
+  text = (
+    f'{_SIZE.value} size on {environment["device"]} ({environment["cpu"]}, '
+    f'cores: {environment["cores"]}, load average at the start: {load}), jax '
+    f'{environment["jax"]}, Python {environment["python"]}, '
+    f'{environment["started"]}'
+  )
+  if 'torch' in environment:
+    return (
+      f'{text}, torch {environment["torch"]} '
+      f'({environment["torch_threads"]} threads)'
+    )
+  return (
+    f'{text}; peaks {peaks["flops"] / 1e9:.1f} GFLOP/s, '
+    f'{peaks["bandwidth"] / 1e9:.1f} GB/s'
+  )
+
+
+def _run(argv: list[str]) -> None:
+  logging.set_verbosity(logging.WARNING)
+  try:
+    main(argv)
+  except (ValueError, OSError) as error:
+    print(f'benchmarks: {" ".join(str(error).split())}', file=sys.stderr)
+    sys.exit(2)
+
+
+if __name__ == '__main__':
+  # What a cache has would not be compiled.
+  jax.config.update('jax_enable_compilation_cache', False)
+  app.run(_run)

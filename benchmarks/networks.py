@@ -1,0 +1,198 @@
+"""What computes: networks answering, and networks learning.
+
+Weights are random: no time depends on them. The steps are those of training,
+augmentation on the device included, the input pipeline (`host`) not.
+"""
+
+import functools
+import math
+from collections.abc import Iterator
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from benchmarks import measure
+from benchmarks import sizes as sizes_lib
+from ppcmi_jax import learners, tasks, train_step
+
+
+def variables_of(task: tasks.Task, batch: Any) -> tasks.Variables:
+  """Returns a task's variables, random kernels; without compiling its init."""
+  rng = np.random.default_rng(0)
+  shapes = jax.eval_shape(task.init, jax.random.key(0), batch)
+
+  def draw(path, like):
+    names = [str(getattr(key, 'key', key)) for key in path]
+    if names[-1] == 'kernel':
+      fan_in = math.prod(like.shape[:-1])
+      drawn = rng.standard_normal(like.shape, np.float32)
+      return jnp.asarray(drawn / np.sqrt(np.float32(fan_in)))
+    ones = names[-1] in ('scale', 'var') or 'std' in names
+    return jnp.full(like.shape, float(ones), like.dtype)
+
+  return jax.tree_util.tree_map_with_path(draw, shapes)
+
+
+def latents_of(shapes: Any, batch: int) -> dict[str, jax.Array]:
+  """Returns positive noise as latents {scale: [B, h, w, C]} of shapes."""
+  rng = np.random.default_rng(0)
+  return {
+    name: jnp.asarray(
+      rng.uniform(size=(batch, *like.shape[1:])).astype(np.float32)
+    )
+    for name, like in shapes.items()
+  }
+
+
+def mapping_task(size: sizes_lib.Size, clients: int = 1) -> tasks.Task:
+  """Returns the server's task, with statistics of nothing in particular."""
+  latents = size.learners().latents
+  statistics = {
+    modality: tasks.Statistics(
+      {k: np.zeros((clients, z.shape[-1]), np.float32) for k, z in of.items()},
+      {k: np.ones((clients, z.shape[-1]), np.float32) for k, z in of.items()},
+    )
+    for modality, of in latents.items()
+  }
+  return learners.mapping(size.method(), statistics)[0]
+
+
+def mapping_batch(size: sizes_lib.Size, batch: int) -> dict[str, Any]:
+  """Returns training pairs of latents of one client."""
+  latents = size.learners().latents
+  return {
+    'image': latents_of(latents['image'], batch),
+    'mask': latents_of(latents['mask'], batch),
+    'client': np.zeros(batch, np.int32),
+  }
+
+
+def networks(size: sizes_lib.Size) -> Iterator[measure.Case]:
+  """Yields the inference of each network."""
+  parts = size.learners()
+
+  def encode(variables, image):
+    return parts.image_model.apply(
+      variables, image / 255, train=False, method='encode'
+    )
+
+  def decode(variables, latents):
+    logits = parts.mask_model.apply(
+      variables, latents, train=False, method='decode'
+    )
+    return jnp.argmax(logits, -1).astype(jnp.uint8)
+
+  sample = {'image': size.images(1), 'mask': size.masks(1)}
+  mapping = mapping_task(size)
+  trained = {
+    'image encoder': (encode, variables_of(parts.image_task, sample)),
+    'mapping': (
+      mapping.predict,
+      variables_of(mapping, mapping_batch(size, 1)),
+    ),
+    'mask decoder': (decode, variables_of(parts.mask_task, sample)),
+  }
+  for batch in size.batches:
+    inputs = {
+      'image encoder': (size.images(batch),),
+      'mapping': (
+        latents_of(parts.latents['image'], batch),
+        np.zeros(batch, np.int32),
+      ),
+      'mask decoder': (latents_of(parts.latents['mask'], batch),),
+    }
+    for name, (function, variables) in trained.items():
+      yield measure.jitted(
+        name, function, variables, *inputs[name], batch=batch
+      )
+  for method in learners.BASELINES:
+    task, _ = learners.baseline(
+      size.config(method), num_classes=size.num_classes
+    )
+    variables = variables_of(task, {'image': size.images(1)})
+    for batch in size.batches:
+      yield measure.jitted(
+        method, task.predict, variables, size.images(batch), batch=batch
+      )
+
+
+def steps(size: sizes_lib.Size) -> Iterator[measure.Case]:
+  """Yields a training step of each network, as `train.py` takes it."""
+  config, parts = size.method(), size.learners()
+  count = size.step_batch or config.autoencoder_batch_size
+  pair = {'image': size.images(count), 'mask': size.masks(count)}
+  train = optimizer(config)
+  yield step('image autoencoder', parts.image_task, train, pair)
+  yield step('mask autoencoder', parts.mask_task, train, pair)
+  count = size.step_batch or config.mapping_batch_size
+  yield step('mapping', mapping_task(size), train, mapping_batch(size, count))
+  for method in learners.BASELINES:
+    config = size.config(method)
+    task, _ = learners.baseline(config, num_classes=size.num_classes)
+    count = size.step_batch or config.baseline_batch_size
+    pair = {'image': size.images(count), 'mask': size.masks(count)}
+    yield step(method, task, optimizer(config), pair)
+
+
+def optimizer(config: Any) -> optax.GradientTransformation:
+  """Returns the optimiser of a configuration, somewhere in its schedule."""
+  return train_step.optimizer(
+    learning_rate=1e-3,
+    steps=1000,
+    schedule=config.schedule,
+    weight_decay=config.weight_decay,
+  )
+
+
+def step(
+  name: str,
+  task: tasks.Task,
+  tx: optax.GradientTransformation,
+  batch: dict[str, Any],
+  variables: tasks.Variables | None = None,
+) -> measure.Case:
+  """Returns the case of one training step.
+
+  Args:
+    name: of the stage, which gives the metrics.
+    task: to be trained.
+    tx: its optimiser, some Adam.
+    batch: without 'slot', [B, ...].
+    variables: to begin with; random ones if None.
+
+  Raises:
+    ValueError: the devices can't share the batch.
+  """
+  count = len(jax.tree.leaves(batch)[0])
+  devices = jax.local_device_count()
+  if count % devices:
+    raise ValueError(
+      f'step_batch: expected a multiple of {devices} devices, found {count}'
+    )
+  batch = {**batch, 'slot': np.arange(count, dtype=np.int32)}
+  sample = jax.tree.map(lambda x: x[:1], batch)
+  init = functools.partial(train_step.init_state, task, tx)
+  # Zeros, as every state of Adam begins; compiling `init` would take longer
+  # than all that is measured.
+  state = jax.tree.map(
+    lambda like: jnp.zeros(like.shape, like.dtype),
+    jax.eval_shape(init, jax.random.key(0), sample),
+  )._replace(variables=variables or variables_of(task, sample))
+  # Placed as the step's results are: elsewhere, it would be compiled twice.
+  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('batch',))
+  state = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
+  batch = jax.tree.map(
+    lambda x: np.reshape(x, (devices, count // devices, *x.shape[1:])), batch
+  )
+  train, key = train_step.make_train_step(task, tx), jax.random.key(0)
+  costs = {name: measure.cost(train, state, batch, key)}
+  kept = [state]
+
+  def run(_):
+    kept[0], metrics = train(kept[0], batch, key)
+    return metrics
+
+  return measure.Case([(name, run)], count, costs)

@@ -1,0 +1,191 @@
+"""Tests of benchmarks/: the arithmetic on made-up times, and one small run."""
+
+import doctest
+import json
+import math
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from absl import flags
+from absl.testing import flagsaver
+
+from benchmarks import __main__ as command
+from benchmarks import comparison, machine, measure, sections, timing
+
+PEAKS = {'flops': 1e9, 'bandwidth': 1e9}
+
+
+class Clock:
+  """A clock that moves when a function of it is called."""
+
+  def __init__(self):
+    self.now, self.calls = 0.0, []
+
+  def __call__(self):
+    return self.now
+
+  def takes(self, name, *seconds):
+    """Returns a function that takes these seconds, the last one for ever."""
+    left = list(seconds)
+
+    def call():
+      self.calls.append(name)
+      self.now += left.pop(0) if left[1:] else left[0]
+
+    return call
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+  """Returns a function that runs the command with flags, in this process."""
+  monkeypatch.setattr(machine, 'peaks', lambda: PEAKS)
+  if not flags.FLAGS.is_parsed():
+    flags.FLAGS(['benchmarks'])
+  path = tmp_path / 'new' / 'benchmarks.json'
+
+  def call(**values):
+    values = {'size': 'small', 'seconds': 0.0, 'json': str(path), **values}
+    with flagsaver.flagsaver(**values):
+      command._run(['benchmarks'])
+    return json.loads(path.read_text(), parse_constant=pytest.fail)
+
+  return call
+
+
+@pytest.mark.parametrize('module', [command, measure, timing])
+def test_docstrings_are_right(module):
+  assert doctest.testmod(module).failed == 0
+
+
+def test_turns_alternate():
+  clock = Clock()
+  # Compiled, then estimated, then timed.
+  ours = clock.takes('A', 9, 1, 1, 2, 3, 4, 5)
+  theirs = clock.takes('B', 9, 2)
+  found = timing.alternate([ours, theirs], budget_s=0, clocks={'wall': clock})
+  assert clock.calls == ['A', 'A', 'B', 'B', *'AB' * 5]
+  np.testing.assert_array_equal(
+    found['wall'], [[1, 2], [2, 2], [3, 2], [4, 2], [5, 2]]
+  )
+  ratio = timing.ratio(found['wall'])
+  np.testing.assert_allclose(ratio, (1.5, 0.7, 2.3))
+
+
+def test_turns_fill_the_budget():
+  clock = Clock()
+  functions = [clock.takes('A', 1.0), clock.takes('B', 1.0)]
+  found = timing.alternate(functions, budget_s=21, clocks={'wall': clock})
+  assert found['wall'].shape == (10, 2)
+
+
+def test_short_functions_are_repeated_after_a_call_that_is_not_timed():
+  clock = Clock()
+  short, long = clock.takes('A', 0.25 * timing.SHORT_S), clock.takes('B', 1.0)
+  found = timing.alternate([short, long], budget_s=0, clocks={'wall': clock})
+  assert clock.calls == [*'AABB', *'AAAAAB' * 5]
+  np.testing.assert_allclose(found['wall'][:, 0], 0.25 * timing.SHORT_S)
+
+
+def test_every_clock_is_read():
+  wall, cpu = Clock(), iter(range(1000))
+  clocks = {'wall': wall, 'cpu': lambda: next(cpu)}
+  one = wall.takes('A', 1.0)
+  found = timing.alternate([one, one], budget_s=0, clocks=clocks)
+  np.testing.assert_array_equal(found['cpu'], np.ones((5, 2)))
+
+
+def test_costs_are_those_of_xla():
+  x = jnp.ones((32, 32))
+  cost = measure.cost(jax.jit(jnp.matmul), x, x)
+  assert cost.flops == 2 * 32**3
+  assert cost.memory >= 3 * x.nbytes
+  assert cost.compile_s > 0
+
+
+def test_rows_have_stages_and_totals():
+  stages = [('a', lambda x: x + 1), ('b', lambda x: x + 1)]
+  cost = measure.Cost(1.0, 1e6, 1e6, 2**20)
+  case = measure.Case(stages, 4, {'a': cost}, query=0, total='both')
+  rows = list(measure.rows('test', [case], peaks=PEAKS, budget_s=0))
+  assert [row['name'] for row in rows] == ['a', 'b', 'both']
+  assert math.isnan(rows[1]['flops_share'])
+  first = rows[0]
+  seconds = first['p50_ms'] / 1e3
+  assert first['per_s'] == pytest.approx(4 / seconds)
+  assert first['flops_share'] == pytest.approx(1e6 / seconds / 1e9)
+  table = measure.table(rows, 'title')
+  assert table.rows[0][table.headers.index('MiB')] == 1
+
+
+def test_two_functions_are_not_compared():
+  x = {'a': np.ones(3), 'b': np.ones((2, 2))}
+  assert comparison.error('it', x, {**x, 'a': x['a'] + 1e-5}) < 2e-5
+  for other in (
+    {**x, 'a': x['a'] + 1e-3},
+    {**x, 'a': x['a'] * np.nan},
+    {**x, 'b': np.ones(4)},
+  ):
+    with pytest.raises(ValueError, match='it: expected'):
+      comparison.error('it', x, other)
+  with pytest.raises(ValueError, match='parameters'):
+    comparison.same_count('it', 3, 4)
+
+
+def test_pairs_become_ratios():
+  pair = comparison.Pair('it', 2, lambda: None, lambda: None, 5, 0.0)
+  (row,) = comparison.ratios('test', [pair], budget_s=0)
+  table = comparison.table([row], 'title', 'theirs')
+  assert row['ratio'].low <= row['ratio'].value <= row['ratio'].high
+  assert table.rows[0][3] == 5 and 'JAX / theirs' in table.headers
+  assert command.jsonable(row)['ratio']['value'] == row['ratio'].value
+
+
+def test_a_run_prints_a_table_and_writes_json(run, capsys):
+  found = run(only=['metrics', 'wire'])
+  assert found['size'] == 'small' and found['peaks'] == PEAKS
+  assert {'device', 'jax', 'cores', 'load_average'} <= set(found['environment'])
+  names = [(row['section'], row['name']) for row in found['rows']]
+  assert names[:2] == [('wire', 'encode'), ('wire', 'decode')]
+  assert {section for section, _ in names} == {'wire', 'metrics'}
+  for row in found['rows']:
+    assert 0 < row['p50_ms'] <= row['p90_ms'] and row['repeats'] >= 3
+    assert row['flops'] is None
+  printed = capsys.readouterr()
+  assert 'load average' in printed.out and 'segmentation scores' in printed.out
+  assert printed.err.splitlines() == [
+    'measuring wire ...',
+    'measuring metrics ...',
+  ]
+
+
+def test_an_unknown_section_is_refused_in_one_line(run, capsys):
+  with pytest.raises(SystemExit) as stopped:
+    run(only=['wire', 'nope'])
+  assert stopped.value.code == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert "found 'nope'" in line and ', '.join(sections.SECTIONS) in line
+
+
+def test_torch_is_asked_for_in_one_line(run, capsys, monkeypatch):
+  monkeypatch.setitem(sys.modules, 'torch', None)
+  with pytest.raises(SystemExit):
+    run(against='torch')
+  (line,) = capsys.readouterr().err.splitlines()
+  assert '[bench]' in line
+
+
+def test_a_layer_of_pytorch_is_ours():
+  pytest.importorskip('torch', reason='PyTorch is not installed')
+  from benchmarks import sizes, torch_layers
+
+  forward, backward = (
+    pair
+    for pair in torch_layers.layers(sizes.SIZES['small'])
+    if 'transposed' in pair.name
+  )
+  assert backward.name == f'{forward.name}, gradients'
+  assert forward.error < 1e-6 and backward.error < 1e-5
+  assert forward.parameters == 2 * 2 * 8 * 4
