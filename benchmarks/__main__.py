@@ -20,7 +20,7 @@ _SIZE = flags.DEFINE_enum(
 _ONLY = flags.DEFINE_list(
   'only',
   [],
-  f'Sections, of {", ".join(sections.SECTIONS)}, or with --against of networks, '
+  f'Sections, of {", ".join(sections.SECTIONS)}, with --against of networks, '
   'steps, layers; all by default.',
 )
 _AGAINST = flags.DEFINE_enum(
