@@ -106,6 +106,14 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.mapping_batch_size = 16
   config.mapping_learning_rate = 3e-3
   config.mapping_steps = 900
+  # DP-SGD for the mapping network, where there is noise. It takes the mapping's
+  # batch size (as the mean of images a step; more is better), learning rate
+  # (constant) and steps (all), and makes its normalisation that of groups.
+  config.dp = {
+    'noise_multiplier': 0.0,  # deviation of the noise over clip_norm; 0 is off
+    'clip_norm': 1.0,  # of an image's gradient, its copies averaged
+    'delta': 1e-5,  # of (epsilon, delta); below one over the training images
+  }
   if published:
     config.protection = 'klt'
     config.upsampling = 'bilinear'

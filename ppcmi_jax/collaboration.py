@@ -17,15 +17,18 @@ import numpy as np
 from absl import logging
 
 from ppcmi_jax import (
-  client as client_lib,
-)
-from ppcmi_jax import (
+  checkpoints,
   enrolment,
   hospitals,
   images,
   input_pipeline,
   learners,
+  privacy_guarantee,
+  private_training,
   tasks,
+)
+from ppcmi_jax import (
+  client as client_lib,
 )
 from ppcmi_jax import (
   examples as examples_lib,
@@ -126,6 +129,12 @@ def _baseline_groups(config, data) -> dict[str, list[str]]:
 
 def _train_ppcmi_sf(config, workdir, data):
   names = list(data.hospitals)
+  if config.dp.noise_multiplier:
+    privacy_guarantee.check_units(
+      sum(len(parts['train'].case) for parts in data.hospitals.values()),
+      expected_batch=config.mapping_batch_size,
+      delta=config.dp.delta,
+    )
   enrolment.enrol(config, workdir, names)
   autoencoders = learners.autoencoders(
     config, channels=data.channels, num_classes=data.num_classes
@@ -168,6 +177,8 @@ def train_mapping(
 ) -> None:
   """Trains the server's network from message files and keys, nothing else.
 
+  With noise (`config.dp`) it prints and writes what DP-SGD promises.
+
   Args:
     config: of the run.
     workdir: of the run; its messages/ are read.
@@ -194,12 +205,17 @@ def train_mapping(
     )
     for split in ('train', 'valid')
   }
+  # Whose copy a pair is matters to privacy only.
+  source, _ = (part.pop('source') for part in contributions.values())
   pairs = contributions['train']
   statistics = {
     modality: tasks.Statistics.of(pairs[modality], pairs['client'], len(names))
     for modality in hospitals.MODALITIES
   }
-  _, trainer = learners.mapping(config, statistics)
+  task, trainer = learners.mapping(config, statistics)
+  if config.dp.noise_multiplier:
+    _fit_privately(config, workdir, task, trainer, pairs, source, title)
+    return
   valid = contributions['valid']
   trainer.fit(
     pairs,
@@ -212,6 +228,31 @@ def train_mapping(
     warn=logging.warning,
     order=input_pipeline.balanced_order(pairs['client']),
   )
+
+
+def _fit_privately(config, workdir, task, trainer, pairs, source, title):
+  """Trains by DP-SGD, unless that was done; a killed training starts again."""
+  directory = workdir.checkpoints('mapping')
+  sample = examples_lib.take(pairs, np.arange(1))
+  keeper = checkpoints.Checkpoints(directory, warn=logging.warning)
+  done = keeper.restore(trainer.abstract_state(sample), move_aside=True)
+  keeper.close()
+  if done is not None:
+    return
+  variables, guarantee = private_training.fit_mapping(
+    task,
+    pairs,
+    source=source,
+    steps=config.mapping_steps,
+    expected_batch=config.mapping_batch_size,
+    learning_rate=config.mapping_learning_rate,
+    title=title,
+    **config.dp,
+  )
+  # The promise comes first: no network may be there without it.
+  guarantee.write(workdir)
+  trainer.adopt(variables, sample, directory)
+  print(f'Mapping network: {guarantee}', flush=True)
 
 
 def blank_pair(latents: Mapping[str, Any]) -> dict[str, Any]:

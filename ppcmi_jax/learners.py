@@ -16,6 +16,7 @@ from ppcmi_jax import (
   keyed,
   models,
   official,
+  privacy_guarantee,
   tasks,
   training,
   wire,
@@ -62,6 +63,7 @@ def check(config: Any) -> None:
           'autoencoder_widths: expected 5 stages, found '
           f'{len(config.autoencoder_widths)}'
         )
+      _check_dp(config)
       _mapping_model(config)
     for field in positive:
       if not isinstance(config[field], int) or config[field] < 1:
@@ -84,6 +86,32 @@ def _check_choice(config, field, choices):
   if config[field] not in choices:
     raise ValueError(
       f'{field}: expected one of {", ".join(choices)}, found {config[field]!r}'
+    )
+
+
+def _check_dp(config):
+  try:
+    privacy_guarantee.check(**config.dp)
+  except TypeError:
+    raise ValueError(
+      'dp: expected numbers noise_multiplier, clip_norm and delta, found '
+      f'{dict(config.dp)}'
+    ) from None
+  except ValueError as error:
+    raise ValueError(f'dp.{error}') from None
+  if not config.dp.noise_multiplier:
+    return
+  if config.mapping != 'fused_mapping':
+    raise ValueError(
+      "mapping: expected 'fused_mapping' where dp.noise_multiplier is above 0, "
+      f'found {config.mapping!r}, whose batch statistics mix examples; take a '
+      'configuration without a method behind its colon'
+    )
+  norm = config.mapping_options.get('norm', 'group')
+  if norm != 'group':
+    raise ValueError(
+      "mapping_options.norm: expected 'group' where dp.noise_multiplier is "
+      f'above 0, found {norm!r}; set --config.mapping_options.norm=group'
     )
 
 
@@ -186,9 +214,12 @@ def _model(name, options, field, **ours):
 
 
 def _mapping_model(config):
+  options = dict(config.mapping_options)
+  if config.dp.noise_multiplier:
+    options.setdefault('norm', 'group')
   return _model(
     config.mapping,
-    config.mapping_options,
+    options,
     'mapping_options',
     relu=not config.standardise,
   )

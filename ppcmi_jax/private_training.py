@@ -8,135 +8,41 @@ the network's users, not from the server.
 Each step draws every unit independently with probability q (Poisson sampling,
 what the accountant assumes; batches vary in size), clips the gradient of
 each unit's mean loss to norm C, sums, adds N(0, (noise C)^2) to each
-coordinate, and divides by the expected number of units.
+coordinate, and divides by the expected number of units. Nothing is kept before
+the end: a training that was stopped starts again with new noise, and what was
+never released costs no privacy. Networks that were released add up.
 
 The unit is what is protected. 'subject' hides whether a patient took part, with
 all frames together: one clipped gradient for each subject. 'example' hides a
 single frame only; of a patient with k frames it says at most k times epsilon
-(and worse in delta), so it is no promise to patients.
+(and worse in delta), so it is no promise to patients. Nor is `fit_mapping`'s,
+whose unit is one training image with its augmented copies: the server, which
+trains, is not told whose image it is.
 
 What the guarantee does not cover: statistics of latents computed from the
-training data (`tasks.Statistics`; take them from public data), the choice of
-settings by looking at results, and a validation set. So there is no early
-stopping here, and the last parameters are the result. Noise comes from JAX's
-threefry with a 64-bit key, and floating-point noise has known subtleties
-(Mironov, CCS 2012): a research tool.
+training data (`tasks.Statistics`; take them from public data), autoencoders
+that learnt from the same images, the choice of settings by looking at results,
+and a validation set. So there is no early stopping here, and the last
+parameters are the result. Noise comes from JAX's threefry with a 64-bit key,
+and floating-point noise has known subtleties (Mironov, CCS 2012): a research
+tool.
 
 The network must treat examples one by one: no BatchNorm. The fused mapping
 network has norm='group'. The accountant is that of dp_accounting, which the
 optional package jax-privacy brings.
-
-  >>> print(Guarantee(2.0, 1e-5, 'subject', 1.1, 0.05, 800, 1.0, 200, ()))
-  (2.000, 1e-05)-DP for one subject of 200, added or removed: noise 1.1, \
-sampling rate 0.05, 800 steps, clipped at 1
 """
 
-import math
 from collections.abc import Mapping
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 import jax
 import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
+import tqdm
 
-from ppcmi_jax import examples, tasks
-
-
-class Guarantee(NamedTuple):
-  """What a private training promises; print it.
-
-  Attributes:
-    epsilon, delta: of (epsilon, delta)-differential privacy.
-    unit: 'subject' or 'example', that may be added or removed.
-    noise_multiplier: standard deviation of the noise over clip_norm.
-    sampling_rate: probability of a unit to be in a step's batch.
-    steps: taken.
-    clip_norm: largest norm of a unit's gradient.
-    num_units: there were.
-    notes: lines on what limits the guarantee.
-  """
-
-  epsilon: float
-  delta: float
-  unit: str
-  noise_multiplier: float
-  sampling_rate: float
-  steps: int
-  clip_norm: float
-  num_units: int
-  notes: tuple[str, ...]
-
-  def __str__(self) -> str:
-    lines = (
-      f'({self.epsilon:.3f}, {self.delta:g})-DP for one {self.unit} of '
-      f'{self.num_units}, added or removed: noise {self.noise_multiplier:g}, '
-      f'sampling rate {self.sampling_rate:.3g}, {self.steps} steps, clipped at '
-      f'{self.clip_norm:g}',
-      *self.notes,
-    )
-    return '; '.join(lines)
-
-
-def epsilon(
-  *,
-  noise_multiplier: float,
-  num_units: int,
-  expected_batch: int,
-  steps: int,
-  delta: float,
-) -> float:
-  """Returns epsilon of DP-SGD with Poisson sampling.
-
-  By the privacy loss distributions of dp-accounting, one unit added or removed;
-  infinite without noise.
-  """
-  if noise_multiplier == 0:
-    return math.inf
-  import dp_accounting  # optional, and slow to import
-
-  accountant = dp_accounting.pld.PLDAccountant(
-    dp_accounting.NeighboringRelation.ADD_OR_REMOVE_ONE
-  )
-  step = dp_accounting.PoissonSampledDpEvent(
-    expected_batch / num_units, dp_accounting.GaussianDpEvent(noise_multiplier)
-  )
-  return float(accountant.compose(step, steps).get_epsilon(delta))
-
-
-def noise_multiplier_for(
-  target_epsilon: float,
-  *,
-  num_units: int,
-  expected_batch: int,
-  steps: int,
-  delta: float,
-) -> float:
-  """Returns the least noise multiplier (within 0.01) that keeps to an epsilon.
-
-  The result errs on the side of privacy.
-  """
-  of = lambda noise: epsilon(
-    noise_multiplier=noise,
-    num_units=num_units,
-    expected_batch=expected_batch,
-    steps=steps,
-    delta=delta,
-  )
-  if target_epsilon <= 0:
-    raise ValueError(
-      f'target_epsilon: expected more than 0, found {target_epsilon}'
-    )
-  low, high = 0.0, 1.0
-  while of(high) > target_epsilon:
-    low, high = high, 2 * high
-  while high - low > 0.01:
-    middle = (low + high) / 2
-    low, high = (
-      (low, middle) if of(middle) <= target_epsilon else (middle, high)
-    )
-  return high
+from ppcmi_jax import examples, privacy_guarantee, tasks
 
 
 def fit(
@@ -154,7 +60,8 @@ def fit(
   examples_per_unit: int = 4,
   microbatch: int = 16,
   seed: int | None = None,
-) -> tuple[tasks.Variables, Guarantee]:
+  title: str | None = None,
+) -> tuple[tasks.Variables, privacy_guarantee.Guarantee]:
   """Trains a task by DP-SGD, with Adam on the privatised gradients.
 
   Args:
@@ -169,11 +76,12 @@ def fit(
     delta: below one over the number of units.
     learning_rate: of Adam.
     unit: what is protected, see the module's docstring.
-    examples_per_unit: examples of a subject that are used, chosen once; who
-      has fewer has some repeated. Units of one example have one.
+    examples_per_unit: examples of a subject in a step, at most, drawn anew each
+      time; who has fewer has some repeated. Units of one example have one.
     microbatch: units whose gradients are in memory together.
     seed: of everything; None takes it from the operating system. Who knows it
       knows the noise, so a number is for experiments only.
+    title: for a progress bar; none without.
 
   Returns:
     The task's variables after the last step, and what is promised of them.
@@ -186,19 +94,13 @@ def fit(
   """
   entropy = np.random.SeedSequence(seed)
   rng = np.random.default_rng(entropy)
-  rows = _unit_rows(np.asarray(subject), unit, examples_per_unit, rng)
-  if not 0 < delta < 1 / len(rows):
-    raise ValueError(
-      f'delta: expected above 0 and below one over the {len(rows)} units, '
-      f'found {delta:g}; a tenth of that is usual'
-    )
-  if not 1 <= expected_batch <= len(rows):
-    raise ValueError(
-      f'expected_batch: expected 1 to the {len(rows)} units, found '
-      f'{expected_batch}'
-    )
+  rows = _unit_rows(np.asarray(subject), unit)
+  size = min(examples_per_unit, max(map(len, rows)))
+  privacy_guarantee.check_units(
+    len(rows), expected_batch=expected_batch, delta=delta
+  )
   # Before hours of training: is the accountant there?
-  promised = epsilon(
+  promised = privacy_guarantee.epsilon(
     noise_multiplier=noise_multiplier,
     num_units=len(rows),
     expected_batch=expected_batch,
@@ -240,12 +142,19 @@ def fit(
   tx = optax.adam(learning_rate)
   state, zero = tx.init(params), jax.tree.map(jnp.zeros_like, params)
   rate = expected_batch / len(rows)
-  for step in range(steps):
+  for step in tqdm.trange(
+    steps, desc=title, unit='step', mininterval=1.0, dynamic_ncols=True,
+    disable=title is None,
+  ):  # fmt: skip
     drawn = np.flatnonzero(rng.random(len(rows)) < rate)
     total, key = zero, jax.random.fold_in(keys[1], step)
     for start in range(0, len(drawn), microbatch):
       part = drawn[start : start + microbatch]
-      batch = examples.take(train, rows[np.resize(part, microbatch)])
+      chosen = [
+        np.resize(rng.permutation(rows[unit_number]), size)
+        for unit_number in np.resize(part, microbatch)
+      ]
+      batch = examples.take(train, np.stack(chosen))
       present = np.arange(microbatch) < len(part)
       draw = jax.random.fold_in(key, start)
       total = accumulate(total, params, batch, present, draw, rest)
@@ -264,7 +173,7 @@ def fit(
     )
   if seed is not None:
     notes.append('void for whoever knows the seed')
-  return {**rest, 'params': params}, Guarantee(
+  return {**rest, 'params': params}, privacy_guarantee.Guarantee(
     promised,
     delta,
     unit,
@@ -274,6 +183,46 @@ def fit(
     clip_norm,
     len(rows),
     tuple(notes),
+  )
+
+
+def fit_mapping(
+  task: tasks.Task,
+  pairs: Mapping[str, Any],
+  *,
+  source: np.ndarray,
+  **options: Any,
+) -> tuple[tasks.Variables, privacy_guarantee.Guarantee]:
+  """Trains the server's network; an image with its copies is one unit.
+
+  Args:
+    task: `tasks.mapping` of a network without batch statistics.
+    pairs: {'image': {scale: [M, h, w, C]}, 'mask': likewise, 'client': [M]}.
+    source: int [M], the training image that a pair was made of.
+    **options: of `fit`, but for the subject and the unit.
+
+  Returns:
+    As `fit`, with notes on what the server cannot promise.
+
+  Raises:
+    As `fit`.
+  """
+  variables, guarantee = fit(
+    task, pairs, subject=source, unit='subject', **options
+  )
+  learnt = 'autoencoders'
+  if 'latent_stats' in variables:
+    learnt += ' and statistics of latents (standardise)'
+  return variables, guarantee._replace(
+    unit='training image (with all its augmented copies)',
+    notes=(
+      *guarantee.notes,
+      'not per patient: of one with k training images it says at most k times '
+      'this epsilon, at a worse delta',
+      f'with the {learnt} held fixed, which were made from the same images '
+      'without noise',
+      'against whoever uses or has the mapping network, not against the server',
+    ),
   )
 
 
@@ -309,13 +258,10 @@ def add_noise(total: Any, stddev: float, key: jax.Array) -> Any:
   return unravel(flat + stddev * noise)
 
 
-def _unit_rows(subject, unit, examples_per_unit, rng):
-  """Returns the rows of each unit's examples, int [U, G]."""
+def _unit_rows(subject, unit):
+  """Returns the rows of each unit's examples, a list of int [any]."""
   if unit == 'example':
-    return np.arange(len(subject))[:, None]
+    return list(np.arange(len(subject))[:, None])
   if unit != 'subject':
     raise ValueError(f"unit: expected 'subject' or 'example', found {unit!r}")
-  groups = [np.flatnonzero(subject == name) for name in np.unique(subject)]
-  return np.stack(
-    [np.resize(rng.permutation(rows), examples_per_unit) for rows in groups]
-  )
+  return [np.flatnonzero(subject == name) for name in np.unique(subject)]

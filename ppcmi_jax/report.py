@@ -17,6 +17,7 @@ from ppcmi_jax import (
   evaluation,
   hospitals,
   page,
+  privacy_guarantee,
   report_figures,
   report_tables,
   tables,
@@ -74,6 +75,10 @@ def evaluate(
   printed = '\n\n'.join(
     tables.text(table) for table in built if table.name not in UNPRINTED
   )
+  guarantee = None
+  if run.hospitals and config.dp.noise_multiplier:
+    guarantee = privacy_guarantee.Guarantee.read(folder)
+    printed += f'\n\nMapping network: {guarantee}'
   print(printed)
   folder.write_text(folder.path / 'eval' / 'tables.txt', printed + '\n')
   report = folder.path / 'report'
@@ -83,16 +88,18 @@ def evaluate(
       folder.write_text(file, render(table))
   figures = report_figures.draw(config, run, results, folder.path)
   folder.write_text(
-    report / 'index.html', _page(config, run, results, built, figures)
+    report / 'index.html',
+    _page(config, run, results, built, figures, guarantee),
   )
   print(f'written: {folder.path / "eval" / evaluation.RESULTS}, {report}')
   return results
 
 
-def _page(config, run, results, built, figures) -> str:
+def _page(config, run, results, built, figures, guarantee) -> str:
   """Returns the whole report as HTML."""
   by_name = {table.name: table for table in built}
-  sections = [page.Section('What this is', _summary(config, run, results))]
+  summary = _summary(config, run, results, guarantee)
+  sections = [page.Section('What this is', summary)]
   for heading, names in SECTIONS.items():
     parts: list[Any] = []
     for name in names:
@@ -133,7 +140,7 @@ def _page(config, run, results, built, figures) -> str:
   )
 
 
-def _summary(config, run, results) -> list[Any]:
+def _summary(config, run, results, guarantee=None) -> list[Any]:
   parts: list[Any] = [page.note(report_tables.scope(run))]
   if run.hospitals:
     text = PROTECTION_NOTES[config.protection]
@@ -143,6 +150,9 @@ def _summary(config, run, results) -> list[Any]:
       'Images, masks and autoencoders stayed with the clients; latents '
       'crossed. The server holds the keys and sees latents.'
     )
+    if guarantee is not None:
+      text = f'The mapping network is {guarantee}.'
+      parts.append(page.note(text, label='Differential privacy'))
   else:
     where = 'one place' if config.pooled else 'each hospital'
     parts.append(

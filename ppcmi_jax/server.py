@@ -10,6 +10,7 @@ C channels, N clients.
 
 import functools
 import pathlib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -91,7 +92,10 @@ def read_contributions(
     dtype: to keep the latents in.
 
   Returns:
-    {'image': {scale: [M, h, w, C]}, 'mask': likewise, 'client': int32 [M]}.
+    {'image': {scale: [M, h, w, C]}, 'mask': likewise, 'client': int32 [M],
+    'source': int32 [M]}. Pairs of one source are copies of one image of one
+    client, as far as file names tell (`hospitals.contribute`), which nothing
+    authenticates; pairs of files with other names have a source each.
 
   Raises:
     ValueError: no files, a file without its pair, a pair that is there twice,
@@ -104,7 +108,7 @@ def read_contributions(
     )
     for modality, like in latents.items()
   }
-  parts, stems = [], {}
+  parts, stems, sources = [], {}, {}
   for stem in sorted({str(p).rsplit('.', 2)[0] for p in paths}):
     pair, pair_ids = {}, set()
     for modality in ('image', 'mask'):
@@ -139,10 +143,22 @@ def read_contributions(
     client, _, count = pair_id
     number = channel.clients.index(client)
     pair['client'] = np.full(count, number, np.int32)
+    origins = [_origin(client, stem, row) for row in range(count)]
+    pair['source'] = np.int32(
+      [sources.setdefault(origin, len(sources)) for origin in origins]
+    )
     parts.append(pair)
   if not parts:
     raise ValueError('no contributions: expected message files, found none')
   return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def _origin(client: str, stem: str, row: int) -> tuple[str, str, int]:
+  """Returns what all copies of a pair share: all but the turn."""
+  named = re.fullmatch(r'([a-z]+)-\d{3,}-(\d{6,})', pathlib.Path(stem).name)
+  if named is None:
+    return client, stem, row
+  return client, named[1], int(named[2]) + row
 
 
 @functools.cache

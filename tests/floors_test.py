@@ -23,7 +23,7 @@ FLOORS = {
   'augmentation intervals profiling checkpoints workdir command examples '
   'content_groups official_draws tables page_style',
   1: 'page keyed_channel sealed models datasets key_store official_metrics '
-  'splits partitions',
+  'splits partitions privacy_guarantee',
   2: 'client server input_pipeline official score_table',
   3: 'tasks',
   4: 'train_step evaluators figures private_training',
@@ -44,7 +44,7 @@ FLOORS = {
 HEAVY = {
   'SimpleITK': 'datasets',
   'cryptography': 'keyring sealed',
-  'dp_accounting': 'private_training',
+  'dp_accounting': 'privacy_guarantee',
   'flwr': '',
   'jax_privacy': 'attacks',
   'grpc': '',

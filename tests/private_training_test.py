@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from ppcmi_jax import private_training, tasks
+from ppcmi_jax import privacy_guarantee, private_training, tasks
 from ppcmi_jax.models import fused
 
 pytest.importorskip('dp_accounting')
@@ -37,7 +37,7 @@ def linear_data(count=60, seed=0):
 
 def epsilon(noise_multiplier, **change):
   setting = {'num_units': 400, 'expected_batch': 40, 'steps': 5, 'delta': 1e-3}
-  return private_training.epsilon(
+  return privacy_guarantee.epsilon(
     noise_multiplier=noise_multiplier, **setting | change
   )
 
@@ -59,12 +59,12 @@ def test_sampling_and_noise_protect_and_steps_cost():
 
 
 def test_noise_multiplier_keeps_to_an_epsilon():
-  noise = private_training.noise_multiplier_for(
+  noise = privacy_guarantee.noise_multiplier_for(
     0.4, num_units=400, expected_batch=40, steps=5, delta=1e-3
   )
   assert epsilon(noise) <= 0.4 < epsilon(noise - 0.02)
   with pytest.raises(ValueError, match='target_epsilon: expected more than 0'):
-    private_training.noise_multiplier_for(
+    privacy_guarantee.noise_multiplier_for(
       0, num_units=400, expected_batch=40, steps=5, delta=1e-3
     )
 
