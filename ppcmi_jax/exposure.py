@@ -23,7 +23,6 @@ a counter, and its size depends on shapes alone.
   False
 """
 
-import functools
 import os
 from collections.abc import Mapping
 
@@ -34,6 +33,7 @@ from ppcmi_jax import keyed, learners, wire
 from ppcmi_jax.sealed import envelope, masking, mixing, sealing
 
 PROTECTIONS = ('none', 'klt', 'klt, fresh keys', 'sealed')
+SEALED_DTYPES = ('int8', 'float16')
 _BATCH = 16  # secrets drawn at a time, to bound memory
 
 Latents = Mapping[str, np.ndarray]
@@ -57,7 +57,7 @@ def observe(
       only: a repeated call has the same secrets. Those of 'sealed' come from
       the operating system.
     wire_dtype: of `wire`, for all but 'sealed'.
-    sealed_dtype: 'int8', or 'float16', what 'sealed' quantises to.
+    sealed_dtype: one of SEALED_DTYPES, what 'sealed' quantises to.
     transform: that of 'klt'; `learners`' by default.
 
   Returns:
@@ -72,7 +72,7 @@ def observe(
       f'protection: expected one of {", ".join(PROTECTIONS)}, found '
       f'{protection!r}'
     )
-  if wire_dtype not in wire.DTYPES or sealed_dtype not in ('int8', 'float16'):
+  if wire_dtype not in wire.DTYPES or sealed_dtype not in SEALED_DTYPES:
     raise ValueError(
       f'dtypes: expected one of {", ".join(wire.DTYPES)} for the wire and int8 '
       f'or float16 if sealed, found {wire_dtype!r} and {sealed_dtype!r}'
@@ -127,7 +127,7 @@ def _fresh(transform, key, latents):
 def _sealed(latents, dtype):
   transform = mixing.mix()
 
-  @functools.partial(jax.jit)
+  @jax.jit
   def protect(mix_keys, mask_keys, z):
     mixed = transform.forward(transform.init(mix_keys, z), z)
     return masking.mask(mask_keys, mixed, dtype=dtype)

@@ -23,14 +23,14 @@ FLOORS = {
   'augmentation intervals profiling checkpoints workdir command examples '
   'content_groups official_draws tables page_style',
   1: 'page keyed_channel sealed models datasets key_store official_metrics '
-  'splits partitions privacy_guarantee',
+  'splits partitions privacy_guarantee privacy_tables',
   2: 'client server input_pipeline official score_table',
   3: 'tasks',
   4: 'train_step evaluators figures private_training',
   5: 'training',
   6: 'learners attacks',
   7: 'enrolment exposure',
-  8: 'hospitals',
+  8: 'hospitals privacy',
   9: 'collaboration study_tables',
   10: 'cross_client conversion',
   11: 'evaluation',

@@ -1,0 +1,122 @@
+"""Pictures of what attackers draw, beside the truth, by protection.
+
+Axes: N cases, H height, W width, C channels.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from ppcmi_jax import image_metrics
+from ppcmi_jax.figures import case_panels, panels, sheets
+
+GAP_MM = 1.0
+LABEL_GAP_MM = 0.8
+
+
+def draw_attacks(
+  path: str | os.PathLike,
+  examples: Mapping[str, ArrayLike],
+  *,
+  labels: Mapping[str, str],
+  protections: Sequence[str],
+  case: int = 0,
+  spacing_mm: ArrayLike = (1.0, 1.0),
+  title: str = '',
+  note: str = '',
+  width_mm: float = sheets.WIDTH_MM,
+) -> bool:
+  """Draws a row an attack: the truth, and what is drawn of it, by protection.
+
+  In each corner stands the PSNR in dB, of masks the Dice; what was not measured
+  is left blank.
+
+  Args:
+    path: the file to write, .png, .pdf or .svg; folders are made.
+    examples: 'truth' float [N, H, W, C] in [0, 1], 'mask' integer [N, H, W],
+      above 0 is foreground, and '<attack>|<protection>': images as the truth,
+      or bool masks as the mask.
+    labels: {attack: as people read it}, in the order of the rows.
+    protections: the columns.
+    case: which of the N.
+    spacing_mm: [2], size of a pixel in mm, row then column.
+    title: above the picture.
+    note: below the picture.
+    width_mm: of the sheet.
+
+  Returns:
+    Whether there was anything to draw; without an attack no file is written.
+
+  Raises:
+    ValueError: arrays that do not fit, or a file name of another format.
+  """
+  path = sheets.check_path(path)
+  rows = {
+    attack: {
+      protection: np.asarray(examples[f'{attack}|{protection}'])[case]
+      for protection in protections
+      if f'{attack}|{protection}' in examples
+    }
+    for attack in labels
+  }
+  rows = {attack: drawn for attack, drawn in rows.items() if drawn}
+  if not rows:
+    return False
+  truth = {
+    3: np.asarray(examples['truth'])[case],
+    2: np.asarray(examples['mask'])[case] > 0,
+  }
+  extent_mm = np.asarray(spacing_mm) * truth[2].shape
+  columns = ['truth', *protections]
+  sheet = sheets.Sheet(width_mm=width_mm, title=title)
+  panel_mm = (sheet.inner_mm - GAP_MM * (len(columns) - 1)) / len(columns)
+  height_mm = case_panels.scan_height(panel_mm, extent_mm)
+  starts = sheets.MARGIN_MM + np.arange(len(columns)) * (panel_mm + GAP_MM)
+  heads = [
+    sheet.wrap(name, width_mm=panel_mm, weight='bold') for name in columns
+  ]
+  most = max(map(len, heads))
+  for x_mm, lines in zip(starts, heads):
+    for k, line in enumerate(lines, most - len(lines)):
+      y_mm = sheet.top_mm + (k + 0.5) * sheets.LINE_MM
+      style = {'ha': 'center', 'weight': 'bold'}
+      sheet.text(x_mm + panel_mm / 2, y_mm, line, **style)
+  sheet.top_mm += most * sheets.LINE_MM + LABEL_GAP_MM
+  for attack, drawn in rows.items():
+    middle_mm = sheet.top_mm + sheets.LINE_MM / 2
+    label = sheet.shorten(labels[attack], width_mm=sheet.inner_mm)
+    sheet.text(sheets.MARGIN_MM, middle_mm, label)
+    sheet.top_mm += sheets.LINE_MM + LABEL_GAP_MM
+    own = truth[next(iter(drawn.values())).ndim]
+    for x_mm, column in zip(starts, columns):
+      shown = own if column == 'truth' else drawn.get(column)
+      if shown is None:
+        continue
+      if shown.shape != own.shape:
+        raise ValueError(
+          f'{attack}|{column}: expected shape {list(own.shape)}, found '
+          f'{list(shown.shape)}; give drawings of the same cases'
+        )
+      panel = case_panels.scan_panel(sheet, x_mm, panel_mm, height_mm)
+      grey = shown.mean(axis=-1) if shown.ndim == 3 else np.float64(shown)
+      is_first = column == 'truth' and attack == next(iter(rows))
+      panels.draw_scan(
+        panel, grey=grey, extent_mm=extent_mm, scale_bar=is_first
+      )
+      if column != 'truth':
+        panels.write_in_corner(panel, _score(shown, own))
+    sheet.top_mm += height_mm + GAP_MM
+  sheet.paragraph(note, color='0.35')
+  sheet.save(path)
+  return True
+
+
+def _score(shown: np.ndarray, truth: np.ndarray) -> str:
+  """Returns what a drawing is worth, in a few letters."""
+  if truth.ndim == 3:
+    psnr = image_metrics.psnr(prediction=shown[None], truth=truth[None])
+    return f'{psnr[0]:.1f} dB'
+  total = np.sum(shown) + np.sum(truth)
+  return f'Dice {2 * np.sum(shown & truth) / total:.2f}' if total else ''

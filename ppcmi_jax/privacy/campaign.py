@@ -1,0 +1,279 @@
+"""The evaluation `privacy`: every attack against every protection.
+
+Goals are how much an attack may gain over the trivial level. What an attack has
+to keep against klt, as a share of its gain without protection, to count as
+breaking it, comes from what was measured when the attacks were designed:
+
+  attack                       then                               needed
+  ---------------------------  ---------------------------------  ------
+  known plaintext              exact                              0.99
+  ciphertext, encoder known    24.4 dB of 25.2, mean image 17.6   0.89
+  ciphertext, encoder unknown  59 % of channels from one message  0.59
+                               and 92 % from ten                  0.92
+  seed search                  exact                              0.95
+  outline, same encoder        Dice 0.71 of 0.72, prior 0.53      0.95
+  outline, own encoder         Dice 0.62 of 0.72, prior 0.53      0.47
+  learned inverter             as without transform               0.90
+  linking                      AUC 1.000                          0.95
+  stitching                    22 dB of 25.2, mean image 17.6     0.58
+"""
+
+import io
+import json
+import os
+import pathlib
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from ppcmi_jax import checkpoints, exposure
+from ppcmi_jax.privacy import cells, pictures, traces
+from ppcmi_jax.privacy import setting as settings
+
+RESULTS, EXAMPLES = 'privacy.json', 'privacy_examples.npz'
+NUM_EXAMPLES = 3
+SERVER_PAIRS = 200
+
+
+class Attack(NamedTuple):
+  """An attack of the list.
+
+  Attributes:
+    label: as people read it.
+    unit: of the figure.
+    goal: for `sealed`, in words.
+    tolerance, needed: of `cells.verdict`.
+    run: (setting, protection) -> (cell, what to draw or None).
+    two_sided: of `cells.verdict`.
+  """
+
+  label: str
+  unit: str
+  goal: str
+  tolerance: float
+  needed: float
+  run: pictures.Attack
+  two_sided: bool = False
+
+
+def _decibels(label: str, needed: float, run: pictures.Attack) -> Attack:
+  return Attack(label, 'PSNR dB', 'trivial + 0.1', 0.1, needed, run)
+
+
+ATTACKS: Mapping[str, Attack] = {
+  'known_plaintext_1': _decibels(
+    'known plaintext, 1 image', 0.99, pictures.known(1)
+  ),
+  'known_plaintext': _decibels(
+    'known plaintext, 1000 images', 0.99, pictures.known(1000)
+  ),
+  'ciphertext_only': _decibels(
+    'ciphertext only, encoder known', 0.89, pictures.ciphertext
+  ),
+  'channels_1': Attack(
+    'ciphertext only, encoder unknown, 1 message',
+    'channels %',
+    'trivial',
+    0.0,
+    0.59,
+    traces.channels(1),
+  ),
+  'channels': Attack(
+    'ciphertext only, encoder unknown, many',
+    'channels %',
+    'trivial',
+    0.0,
+    0.92,
+    traces.channels(settings.MAX_KNOWN),
+  ),
+  'seed_search': Attack(
+    'seed search, 1 message', 'ties %', 'trivial + 1', 1.0, 0.95, traces.seeds
+  ),
+  'outline': Attack(
+    'outline, same encoder',
+    'Dice',
+    'trivial + 0.02',
+    0.02,
+    0.95,
+    traces.outlined(same_encoder=True),
+  ),
+  'outline_own': Attack(
+    'outline, own encoder',
+    'Dice',
+    'trivial + 0.02',
+    0.02,
+    0.47,
+    traces.outlined(same_encoder=False),
+  ),
+  **{
+    f'inverter_{count}': _decibels(
+      f'learned inverter, {count} {"pairs" if count > 1 else "pair"}',
+      0.9,
+      pictures.learned(count),
+    )
+    for count in (1, 5, 20, 200, 1000)
+  },
+  'linking': Attack(
+    'linking', 'AUC', '0.50 +- 0.02', 0.02, 0.95, traces.linked, True
+  ),
+  'stitching_1': _decibels(
+    'stitching to another decoder, 1 pair', 0.58, pictures.stitched(1)
+  ),
+  'stitching_20': _decibels(
+    'stitching to another decoder, 20 pairs', 0.58, pictures.stitched(20)
+  ),
+}
+
+
+def privacy(
+  config: Any,
+  run: Any,
+  *,
+  folder: str | os.PathLike | None = None,
+  attacks: Mapping[str, Attack] = ATTACKS,
+  protections: Sequence[str] = exposure.PROTECTIONS,
+  server_scales: Sequence[str] | None = None,
+) -> dict[str, Any]:
+  """Attacks one client of a trained run under each protection.
+
+  A line is printed for each attack. With a folder, each figure is kept there in
+  privacy.json as it comes, and not computed again for the same networks; what
+  attackers drew of a few targets is in privacy_examples.npz: 'truth' float32
+  [N, H, W, C], 'mask', and '<attack>|<protection>', images or masks.
+
+  Args:
+    config: of the run.
+    run: what `collaboration.restore` returned of it; with hospitals.
+    folder: workdir/eval, or None.
+    attacks: of those to run.
+    protections: of `exposure.PROTECTIONS`.
+    server_scales: what the server looks at, one by one; None: every scale.
+
+  Returns:
+    {'setting': who and how many, 'attacks': {attack: {'label', 'unit', 'goal',
+    'cells': {protection: as `cells` says}, and what `cells.verdict` returns}},
+    'server': {scale: cell}, the learned inverter on plain latents}, plain JSON
+    values.
+  """
+  setting = settings.build(config, run)
+  notebook = _Notebook(folder, run)
+  target = setting.groups['target']
+  some = np.unique(
+    np.linspace(0, len(target) - 1, NUM_EXAMPLES).round().astype(int)
+  )
+  rows = target[some]
+  notebook.draw('truth', setting.image[rows])
+  notebook.draw('mask', setting.mask[rows])
+  steps = [
+    (name, protection, attack)
+    for protection in protections
+    for name, attack in attacks.items()
+  ]
+  scales = sorted(setting.latents) if server_scales is None else server_scales
+  steps += [(f'server_{scale}', 'none', _server(scale)) for scale in scales]
+  for number, (name, protection, attack) in enumerate(steps, 1):
+    start, kept = time.monotonic(), notebook.read(name, protection)
+    if kept is None:
+      kept, drawn = _run(attack, setting, protection)
+      if drawn is not None:
+        notebook.draw(f'{name}|{protection}', drawn[some])
+      notebook.write(name, protection, kept)
+    seconds = time.monotonic() - start
+    print(
+      f'privacy {number}/{len(steps)}: {attack.label}; {protection}: '
+      f'{_describe(kept, attack.unit)}, {seconds:.1f} s',
+      flush=True,
+    )
+  read = notebook.read
+  result = {}
+  for name, attack in attacks.items():
+    found = {protection: read(name, protection) for protection in protections}
+    result[name] = {
+      'label': attack.label,
+      'unit': attack.unit,
+      'goal': attack.goal,
+      'cells': found,
+      **cells.verdict(found, tolerance=attack.tolerance, needed=attack.needed),
+    }
+  return {
+    'setting': _describe_setting(setting),
+    'attacks': result,
+    'server': {scale: read(f'server_{scale}', 'none') for scale in scales},
+  }
+
+
+def _server(scale):
+  run = pictures.learned(SERVER_PAIRS, (scale,))
+  return Attack(f'server with the key, {scale}', 'PSNR dB', '', 0, 0, run)
+
+
+def _run(attack, setting, protection):
+  try:
+    return attack.run(setting, protection)
+  except FloatingPointError as error:  # of the attacker's own training
+    return cells.missing(str(error)), None
+
+
+def _describe(cell, unit):
+  if cell['value'] is None:
+    return f'not measurable ({cell["why"]})'
+  return f'{cell["value"]:.3f} {unit} (trivial {cell["trivial"]:.3f})'
+
+
+def _describe_setting(setting):
+  truth = setting.groups['target']
+  ceiling, _ = pictures.score(
+    setting, setting.decode(settings.take(setting.latents, truth))
+  )
+  return {
+    'victim': setting.victim,
+    'accomplice': setting.accomplice,
+    'num_known': len(setting.known),
+    'num_subjects_known': len(np.unique(setting.subject[setting.known])),
+    'num_images': {name: len(rows) for name, rows in setting.groups.items()},
+    'num_subjects_target': len(np.unique(setting.subject[truth])),
+    'autoencoder_psnr_db': ceiling['value'],
+  }
+
+
+class _Notebook:
+  """Cells and drawings as they come, in a folder or in memory alone."""
+
+  def __init__(self, folder, run):
+    self._cells, self._drawn = {}, {}
+    self._folder = None if folder is None else pathlib.Path(folder)
+    self._digest = checkpoints.digest(
+      [hospital.state.image for hospital in run.hospitals.values()]
+    )
+    if self._folder is None or not (self._folder / RESULTS).exists():
+      return
+    try:
+      kept = json.loads((self._folder / RESULTS).read_text())
+      if kept['networks'] == self._digest:
+        self._cells = kept['cells']
+        with np.load(self._folder / EXAMPLES) as drawn:
+          self._drawn = dict(drawn)
+    except (OSError, ValueError, KeyError, TypeError):
+      self._cells, self._drawn = {}, {}  # damaged: attack anew
+
+  def read(self, name, protection):
+    return self._cells.get(f'{name}|{protection}')
+
+  def draw(self, key, drawn):
+    self._drawn[key] = drawn
+
+  def write(self, name, protection, cell):
+    self._cells[f'{name}|{protection}'] = cell
+    if self._folder is None:
+      return
+    self._folder.mkdir(parents=True, exist_ok=True)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **self._drawn)
+    text = json.dumps({'networks': self._digest, 'cells': self._cells})
+    # Drawings first: whatever has a cell has its drawing.
+    for file, data in ((EXAMPLES, buffer.getvalue()), (RESULTS, text.encode())):
+      partial = self._folder / f'{file}.partial'
+      partial.write_bytes(data)
+      os.replace(partial, self._folder / file)

@@ -1,0 +1,132 @@
+"""Figures of attacks, with intervals, and what they prove.
+
+A cell is what one attack reached against one protection, a dict:
+
+  'value'     the figure; a mean over n, in the attack's unit; None where it
+              is not measurable, and then 'why' says why
+  'interval'  [low, high], 95 % over subjects, or None
+  'trivial'   what an attacker reaches who sees no message
+  'gain'      value - trivial, and 'gain_interval', paired where both are means
+              over the same images
+  'n'         what the mean is over
+  'note'      what else a reader has to know
+
+`verdict` compares the cells of one attack: what it says of `sealed` counts only
+where the same attack breaks `klt`.
+"""
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+
+from ppcmi_jax import intervals
+
+Cell = dict[str, Any]
+
+
+def missing(why: str) -> Cell:
+  """Returns the cell of what cannot be measured."""
+  return {'value': None, 'why': why}
+
+
+def of_means(
+  values: np.ndarray,
+  trivial: np.ndarray,
+  *,
+  subject: np.ndarray,
+  note: str = '',
+) -> Cell:
+  """Returns the cell of a mean, and of its paired gain over the trivial one.
+
+  Args:
+    values: float [n].
+    trivial: float [n], of an attacker who sees nothing, on the same images.
+    subject: [n], whose images are drawn together.
+    note: see the module's text.
+  """
+  values, trivial = (np.asarray(a, np.float64) for a in (values, trivial))
+  columns = np.stack([values, values - trivial], axis=1)
+  bounds = intervals.bootstrap_interval(columns, subject=subject)
+  return _cell(
+    values.mean(), bounds[0], trivial.mean(), bounds[1], len(values), note
+  )
+
+
+def of_value(
+  value: float,
+  trivial: float,
+  *,
+  n: int,
+  interval: np.ndarray | None = None,
+  note: str = '',
+) -> Cell:
+  """Returns the cell of a figure that is no mean over images.
+
+  Args:
+    value, trivial: see the module's text.
+    n: what the figure is of.
+    interval: float [2], of the value.
+    note: see the module's text.
+  """
+  bounds = np.full(2, np.nan) if interval is None else np.asarray(interval)
+  return _cell(value, bounds, trivial, bounds - trivial, n, note)
+
+
+def _cell(value, interval, trivial, gain_interval, n, note):
+  plain = lambda bounds: (
+    None if np.isnan(bounds).any() else [float(x) for x in bounds]
+  )
+  cell = {
+    'value': float(value),
+    'interval': plain(interval),
+    'trivial': float(trivial),
+    'gain': float(value - trivial),
+    'gain_interval': plain(gain_interval),
+    'n': int(n),
+  }
+  return {**cell, 'note': note} if note else cell
+
+
+def verdict(
+  cells: Mapping[str, Cell],
+  *,
+  tolerance: float,
+  needed: float,
+  two_sided: bool = False,
+) -> dict[str, Any]:
+  """Says whether an attack breaks the static transform, and the sealed one.
+
+  Args:
+    cells: {protection: cell}, of one attack.
+    tolerance: the gain over the trivial level that the goal allows.
+    needed: how much of the gain without protection the attack has to keep
+      against 'klt' to count as breaking it.
+    two_sided: whether a figure as far below the trivial level tells as much.
+
+  Returns:
+    'breaks_klt': 'yes', 'in part' (more than the tolerance by its interval, but
+    less than is needed) or 'no'; 'kept', the share of the gain that klt leaves,
+    or None; 'sealed_holds': True, False or None; 'proof': whether the row says
+    anything of sealed, which takes 'yes'.
+  """
+  gain = lambda name: cells.get(name, {}).get('gain')
+  klt, plain, sealed = gain('klt'), gain('none'), gain('sealed')
+  breaks, kept = 'no', None
+  if klt is not None:
+    interval = cells['klt']['gain_interval']
+    low = klt if interval is None else interval[0]
+    if plain is not None and plain > tolerance:
+      kept = klt / plain
+    if low > tolerance and not math.isnan(low):
+      breaks = 'yes' if kept is not None and kept >= needed else 'in part'
+  holds = None
+  if sealed is not None:
+    holds = bool((abs(sealed) if two_sided else sealed) <= tolerance)
+  return {
+    'breaks_klt': breaks,
+    'kept': kept,
+    'sealed_holds': holds,
+    'proof': breaks == 'yes' and holds is not None,
+  }

@@ -1,0 +1,223 @@
+"""Who attacks whom with what: the data of a run, dealt to attacker and victim.
+
+One client of a private run is the victim: the one with most images to score.
+All that is its own is protected as its messages would be; the attacker holds a
+part, as each attack says.
+
+  group    images                                       the attacker has
+  -------  -------------------------------------------  ----------------------
+  own      the victim's training images                 messages, perhaps pairs
+  others   the other clients' training images           the images and masks
+  target   the victim's validation and test images      messages; to be opened
+  copies   augmented copies of own, as contributions    messages, perhaps pairs
+
+Pairs (`known`) come from own, then from others, sent through the victim's
+account, then from copies, up to 1000. Messages without their images
+(`intercepted`) are those of target, own and copies. Where a data set is split
+within subjects, a target may show a subject that the attacker knows.
+
+Axes: M messages, H height, W width, C channels, h, w sides of a latent.
+"""
+
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+
+from ppcmi_jax import exposure, images, learners, wire
+from ppcmi_jax.privacy import visits as visits_lib
+
+MAX_KNOWN = 1000
+MAX_TARGETS = 60
+MAX_NUMBERS = 2**26  # of the latents of a group, to bound memory
+_BATCH = 64
+
+Latents = Mapping[str, np.ndarray]
+
+
+class Setting(NamedTuple):
+  """What the attacks on one victim are functions of.
+
+  Attributes:
+    victim, accomplice: clients; the accomplice's encoder and decoder are the
+      attacker's own. It is '' where there is no other client.
+    image: float32 [M, H, W, C] in [0, 1].
+    mask: uint8 [M, H, W].
+    subject: strings [M].
+    latents: {scale: float32 [M, h, w, C]}, of the victim's encoder.
+    own_latents: the same of the accomplice's.
+    groups: {group: int [.], rows of the above}.
+    prior: float32 [H, W, C], the mean of the victim's training images.
+    protect: (protection, latents) -> what crosses, by one client's secret.
+    seen: protection -> {scale: float32 [M, h, w, C]}, `latents` protected.
+    seed: of the secret of the static transform.
+    decode, own_decode: latents -> float32 images in [0, 1], of the victim's and
+      of the accomplice's decoder.
+    visits: () -> (Visits, their latents).
+  """
+
+  victim: str
+  accomplice: str
+  image: np.ndarray
+  mask: np.ndarray
+  subject: np.ndarray
+  latents: Latents
+  own_latents: Latents
+  groups: Mapping[str, np.ndarray]
+  prior: np.ndarray
+  protect: Callable[..., Latents]
+  seen: Callable[[str], Latents]
+  seed: int
+  decode: Callable[[Latents], np.ndarray]
+  own_decode: Callable[[Latents], np.ndarray]
+  visits: Callable[[], tuple[visits_lib.Visits, Latents]]
+
+  @property
+  def known(self) -> np.ndarray:
+    """Rows of which the attacker has image and message, the likeliest first."""
+    parts = [self.groups[name] for name in ('own', 'others', 'copies')]
+    return np.concatenate(parts)[:MAX_KNOWN]
+
+  @property
+  def intercepted(self) -> np.ndarray:
+    """Rows of which the attacker has the messages."""
+    parts = [self.groups[name] for name in ('target', 'own', 'copies')]
+    return np.concatenate(parts)[:MAX_KNOWN]
+
+
+def take(latents: Latents, rows: np.ndarray) -> dict[str, np.ndarray]:
+  """Returns some of the messages."""
+  return {name: z[rows] for name, z in latents.items()}
+
+
+def build(config: Any, run: Any, *, seed: int = 0) -> Setting:
+  """Deals the data of a trained private run to an attacker and a victim.
+
+  Args:
+    config: of the run.
+    run: what `collaboration.restore` returned of it.
+    seed: of augmented copies and of the static transform's secret.
+  """
+  data = run.data.hospitals
+  size = lambda split: lambda name: len(data[name][split].case)
+  victim = max(data, key=size('test'))
+  others = [name for name in data if name != victim]
+  accomplice = max(others, key=size('train'), default='')
+  encode = _encoder(run, victim)
+  sample = encode(images.unit_image(data[victim]['train'].image[:1]))
+  numbers = sum(z.size for z in sample.values())
+  most = int(np.clip(MAX_NUMBERS // numbers, 100, MAX_KNOWN))
+
+  parts = {
+    'own': _examples([data[victim]['train']], most),
+    'others': _examples([data[name]['train'] for name in others], most),
+    'target': _examples(
+      [data[victim][split] for split in ('valid', 'test')], MAX_TARGETS
+    ),
+  }
+  parts = {name: part for name, part in parts.items() if part}
+  image, mask, subject = parts['own']
+  room = most - len(image) - len(parts.get('others', [[]])[0])
+  if config.augment and room > 0:
+    rows = np.arange(room) % len(image)
+    parts['copies'] = (
+      *visits_lib.augmented(config, image[rows], mask[rows], seed=seed),
+      subject[rows],
+    )
+  ends = np.cumsum([len(part[0]) for part in parts.values()])
+  groups = dict(zip(parts, np.split(np.arange(ends[-1]), ends[:-1])))
+  image, mask, subject = map(np.concatenate, zip(*parts.values()))
+
+  latents = encode(image)
+  model = learners.autoencoders(
+    config, channels=run.data.channels, num_classes=run.data.num_classes
+  ).image_model
+  client = accomplice or victim
+
+  def protect(protection, latents, *, seed=seed):
+    return exposure.observe(protection, latents, seed=seed, **_dtypes(config))
+
+  @functools.lru_cache(maxsize=1)  # one at a time, to bound memory
+  def seen(protection):
+    return protect(protection, latents)
+
+  @functools.cache
+  def visits():
+    found = visits_lib.collect(config, data[victim], most=most, seed=seed + 1)
+    return found, encode(found.image) if len(found.image) else {}
+
+  return Setting(
+    victim=victim,
+    accomplice=accomplice,
+    image=image,
+    mask=mask,
+    subject=subject,
+    latents=latents,
+    own_latents=_encoder(run, client)(image),
+    groups={
+      name: groups.get(name, np.arange(0))
+      for name in ('own', 'others', 'target', 'copies')
+    },
+    prior=image[groups['own']].mean(axis=0),
+    protect=protect,
+    seen=seen,
+    seed=seed,
+    decode=_decoder(model, run.hospitals[victim].state.image),
+    own_decode=_decoder(model, run.hospitals[client].state.image),
+    visits=visits,
+  )
+
+
+def _dtypes(config):
+  """Returns what each protection sends; the run has one of them only."""
+  dtype = config.wire_dtype
+  return {
+    'wire_dtype': dtype if dtype in wire.DTYPES else 'float16',
+    'sealed_dtype': dtype if dtype in exposure.SEALED_DTYPES else 'int8',
+  }
+
+
+def _encoder(run, client):
+  function = jax.jit(run.networks['image encoder'][0])
+  variables = run.hospitals[client].state.image
+
+  def encode(image):
+    parts = _batches(lambda x: function(variables, x), np.asarray(image))
+    return {k: np.float32(z) for k, z in parts.items()}
+
+  return encode
+
+
+def _decoder(model, variables):
+  @jax.jit
+  def decode(latents):
+    logits = model.apply(variables, latents, train=False, method='decode')
+    return jax.nn.sigmoid(logits)
+
+  return lambda latents: np.float32(_batches(decode, latents))
+
+
+def _batches(function, tree):
+  """Maps trees [N, ...], in batches of one size, which compile once."""
+  count = len(jax.tree.leaves(tree)[0])
+  size = min(_BATCH, count)
+  parts = []
+  for start in range(0, count, size):
+    rows = np.minimum(np.arange(start, start + size), count - 1)
+    part = function(jax.tree.map(lambda a, rows=rows: a[rows], tree))
+    parts.append(jax.device_get(part))
+  return jax.tree.map(lambda *a: np.concatenate(a)[:count], *parts)
+
+
+def _examples(some, most):
+  """Returns (image, mask, subject), evenly thinned to at most; () if none."""
+  some = [examples for examples in some if len(examples.case)]
+  if not some:
+    return ()
+  whole = jax.tree.map(lambda *a: np.concatenate(a), *some)
+  count = len(whole.case)
+  rows = np.linspace(0, count - 1, min(most, count)).astype(int)
+  image = np.asarray(images.unit_image(whole.image[rows]))
+  return image, whole.mask[rows], whole.subject[rows]

@@ -1,0 +1,66 @@
+"""Tests of figures/attacks.py: its rows, its columns, what is left blank."""
+
+import numpy as np
+import pytest
+import sheet_layout
+
+from ppcmi_jax.figures import attacks
+
+PROTECTIONS = ('none', 'klt', 'klt, fresh keys', 'sealed')
+LABELS = {'known': 'known plaintext', 'outline': 'outline', 'seed': 'seeds'}
+
+
+def make_examples(side=16):
+  rng = np.random.default_rng(0)
+  truth = rng.random((2, side, side, 1))
+  mask = np.uint8(truth[..., 0] > 0.5)
+  return {
+    'truth': truth,
+    'mask': mask,
+    **{f'known|{name}': np.clip(truth + 0.1, 0, 1) for name in PROTECTIONS},
+    'outline|klt': mask > 0,
+  }
+
+
+def draw(tmp_path, examples, **options):
+  return sheet_layout.draw(
+    attacks.draw_attacks,
+    tmp_path / 'figure.png',
+    examples,
+    labels=LABELS,
+    protections=PROTECTIONS,
+    **options,
+  )
+
+
+def test_a_row_an_attack_and_a_column_a_protection(tmp_path):
+  drawn = draw(tmp_path, make_examples(), title='A title', note='a ' * 90)
+  assert len(drawn.panels) == 5 + 2
+  words = drawn.words()
+  assert 'known plaintext' in words and 'outline' in words
+  assert 'seeds' not in words  # nothing was drawn
+  assert sum(word.endswith(' dB') for word in words) == 4
+  assert words.count('Dice 1.00') == 1
+
+
+def test_masks_without_foreground_have_no_dice(tmp_path):
+  examples = {'truth': np.zeros((1, 8, 8, 1)), 'mask': np.zeros((1, 8, 8))}
+  examples['outline|klt'] = np.zeros((1, 8, 8), bool)
+  assert not any('Dice' in word for word in draw(tmp_path, examples).words())
+
+
+def test_nothing_to_draw_writes_no_file(tmp_path):
+  path = tmp_path / 'figure.png'
+  examples = {name: make_examples()[name] for name in ('truth', 'mask')}
+  assert not attacks.draw_attacks(
+    path, examples, labels=LABELS, protections=PROTECTIONS
+  )
+  assert not path.exists()
+
+
+def test_drawings_of_other_sizes_are_refused(tmp_path):
+  examples = make_examples() | {'known|klt': np.zeros((2, 8, 8, 1))}
+  with pytest.raises(ValueError, match=r'known\|klt: expected shape'):
+    attacks.draw_attacks(
+      tmp_path / 'figure.png', examples, labels=LABELS, protections=PROTECTIONS
+    )

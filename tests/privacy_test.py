@@ -1,0 +1,301 @@
+"""Tests of privacy/: known answers on latents that need no training."""
+
+import functools
+import json
+import types
+
+import numpy as np
+import pytest
+import synthetic_latents as synthetic
+
+from ppcmi_jax import examples as examples_lib
+from ppcmi_jax import exposure
+from ppcmi_jax.attacks import outline
+from ppcmi_jax.privacy import campaign, cells, pictures, traces, visits
+from ppcmi_jax.privacy import setting as settings
+
+KNOWN, TARGETS = 24, 6
+
+
+def decode(latents):
+  """Draws the sum over channels of the finest scale, as an image."""
+  image = latents['s3'].sum(axis=-1, keepdims=True) / 20
+  return np.clip(image, 0, 1).astype(np.float32)
+
+
+@functools.cache
+def make_setting(others=10):
+  """A setting in which a decoder draws exactly what the latents say."""
+  pixels, subject = synthetic.images(KNOWN + TARGETS)
+  latents = synthetic.encode(pixels)
+  latents = {name: latents[name] for name in ('s3', 's4')}
+  visited, patient = synthetic.images(10, visits=3, seed=5)
+  visited_latents = {'s3': synthetic.encode(visited)['s3']}
+  image = decode(latents)
+  rows = np.arange(len(pixels))
+  protect = functools.partial(exposure.observe, wire_dtype='float32', seed=0)
+  return settings.Setting(
+    victim='A',
+    accomplice='B' if others else '',
+    image=image,
+    mask=np.uint8(image[..., 0] > image[..., 0].mean()),
+    subject=subject.astype(str),
+    latents=latents,
+    own_latents=latents,
+    groups={
+      'own': rows[others:KNOWN],
+      'others': rows[:others],
+      'target': rows[KNOWN:],
+      'copies': rows[:0],
+    },
+    prior=image[:KNOWN].mean(axis=0),
+    protect=lambda *args, **options: protect(*args, **options),
+    seen=functools.cache(lambda name: protect(name, latents)),
+    seed=0,
+    decode=decode,
+    own_decode=decode,
+    visits=lambda: (
+      visits.Visits(visited[..., None], patient.astype(str), 'synthetic'),
+      visited_latents,
+    ),
+  )
+
+
+def run_of(**leaf):
+  """A run that has no more than what the notebook looks at."""
+  state = types.SimpleNamespace(image=leaf or {'w': np.zeros(1)})
+  return types.SimpleNamespace(
+    hospitals={'A': types.SimpleNamespace(state=state)}
+  )
+
+
+@pytest.fixture
+def patched(monkeypatch):
+  calls = []
+
+  def build(config, run):
+    calls.append(1)
+    return make_setting()
+
+  monkeypatch.setattr(settings, 'build', build)
+  return calls
+
+
+def test_klt_falls_to_known_plaintext_and_sealed_does_not():
+  reached = {
+    name: pictures.known(4)(make_setting(), name)
+    for name in exposure.PROTECTIONS
+  }
+  value = {name: cell['value'] for name, (cell, _) in reached.items()}
+  trivial = reached['klt'][0]['trivial']
+  assert value['none'] > 60 and value['klt'] > 60
+  assert value['sealed'] < trivial and value['klt, fresh keys'] < trivial
+  assert reached['klt'][1].shape == (TARGETS, 16, 16, 1)
+  found = cells.verdict(
+    {name: cell for name, (cell, _) in reached.items()},
+    tolerance=0.1,
+    needed=0.5,
+  )
+  assert found['breaks_klt'] == 'yes' and found['proof']
+  assert found['sealed_holds'] is True
+
+
+def test_visits_are_linked_under_klt_and_not_when_sealed():
+  klt, _ = traces.linked(make_setting(), 'klt')
+  sealed, _ = traces.linked(make_setting(), 'sealed')
+  assert klt['value'] > 0.9 and klt['n'] == 30
+  assert sealed['interval'][0] < 0.62 and abs(sealed['gain']) < 0.2
+
+
+def test_positions_are_put_in_order_for_outlines():
+  setting = make_setting()
+  messages = settings.take(setting.seen('klt'), setting.intercepted)
+  placed = traces._in_order(setting, messages, setting.latents)
+  truth = settings.take(setting.latents, setting.intercepted)
+  one, other = (
+    outline.features({'s4': z['s4']})[..., :1] for z in (placed, truth)
+  )
+  assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.9
+
+
+def test_the_seed_of_a_message_stands_out():
+  for name in ('klt', 'klt, fresh keys'):
+    cell, _ = traces.seeds(make_setting(), name)
+    assert cell['value'] > 30 and cell['trivial'] < 10
+  sealed, _ = traces.seeds(make_setting(), 'sealed')
+  assert 0 <= sealed['gain'] < 1
+
+
+def test_what_needs_another_client_is_not_measurable_without():
+  setting = make_setting()._replace(accomplice='')
+  groups = {**setting.groups, 'others': np.arange(0)}
+  setting = setting._replace(groups=groups)
+  for attack in (
+    pictures.ciphertext,
+    pictures.stitched(1),
+    traces.outlined(same_encoder=True),
+  ):
+    cell, drawn = attack(setting, 'klt')
+    assert cell['value'] is None and cell['why'] and drawn is None
+
+
+def test_fewer_pairs_than_wanted_are_said():
+  rows, note = pictures.pairs(make_setting(), 1000)
+  assert len(rows) == KNOWN and note == '24 pairs, all there are'
+  assert pictures.pairs(make_setting(), 3)[1] == ''
+
+
+def make_examples(num_subjects, each):
+  subject = np.repeat([f's{i:05d}' for i in range(num_subjects)], each)
+  count = len(subject)
+  rng = np.random.default_rng(0)
+  return examples_lib.Examples(
+    image=rng.integers(0, 256, (count, 16, 16, 1)).astype(np.uint8),
+    mask=np.zeros((count, 16, 16), np.uint8),
+    spacing_mm=np.ones((count, 2), np.float32),
+    subject=subject,
+    site=np.full(count, '1'),
+    case=np.arange(count).astype(str),
+    position=np.zeros(count, np.int32),
+  )
+
+
+def collect(num_subjects, each, **config):
+  config = {'augment': {}, 'dataset': 'x', **config}
+  parts = {'train': make_examples(num_subjects, each)}
+  return visits.collect(types.SimpleNamespace(**config), parts, most=60, seed=0)
+
+
+def test_visits_are_real_where_there_are_any():
+  found = collect(10, 2)
+  assert found.note == 'images of the data set' and len(found.image) == 20
+
+
+def test_phantoms_are_visited_again():
+  options = {'num_subjects': 8, 'size': 32}
+  found = collect(
+    8, 1, dataset='phantom', dataset_options=options, image_size=16
+  )
+  assert found.note == '7 visits of each phantom'
+  assert found.image.shape == (56, 16, 16, 1) and found.image.max() <= 1
+  same = found.image[found.subject == 's00003']
+  other = found.image[found.subject == 's00004']
+  assert np.abs(same[0] - same[1]).mean() < np.abs(same[0] - other[0]).mean()
+
+
+def test_augmented_copies_stand_for_visits():
+  found = collect(8, 1, augment={'gain': 0.3})
+  assert 'augmented copies' in found.note and len(found.image) == 56
+
+
+@pytest.mark.parametrize(
+  'num_subjects, each, why', [(3, 9, '3 subjects'), (9, 1, 'one image')]
+)
+def test_too_few_subjects_or_images_are_not_linked(num_subjects, each, why):
+  found = collect(num_subjects, each)
+  assert why in found.note and not len(found.image)
+  setting = make_setting()._replace(visits=lambda: (found, {}))
+  cell, _ = traces.linked(setting, 'klt')
+  assert cell['value'] is None and why in cell['why']
+
+
+def test_intervals_are_paired():
+  rng = np.random.default_rng(0)
+  trivial = rng.normal(20, 3, 40)
+  cell = cells.of_means(trivial + 1, trivial, subject=np.arange(40))
+  assert cell['gain'] == pytest.approx(1)
+  assert cell['gain_interval'] == pytest.approx([1, 1])
+  assert cell['interval'][1] - cell['interval'][0] > 1
+  assert json.loads(json.dumps(cell)) == cell
+
+
+@pytest.mark.parametrize(
+  'klt, interval, sealed, expected',
+  [
+    (4.0, [3, 5], 0.05, ('yes', True, True)),
+    (4.0, [3, 5], 0.2, ('yes', False, True)),
+    (2.0, [1, 3], 0.0, ('in part', True, False)),
+    (2.0, [0, 4], 0.0, ('no', True, False)),
+    (-1.0, None, -1.0, ('no', True, False)),
+    (4.0, [3, 5], None, ('yes', None, False)),
+    (None, None, 0.0, ('no', True, False)),
+  ],
+)
+def test_a_row_counts_only_where_klt_breaks(klt, interval, sealed, expected):
+  def cell(gain, interval=None):
+    if gain is None:
+      return cells.missing('why')
+    return {'value': 0, 'gain': gain, 'gain_interval': interval}
+
+  found = cells.verdict(
+    {
+      'none': cell(4.2),
+      'klt': cell(klt, interval),
+      'sealed': cell(sealed),
+    },
+    tolerance=0.1,
+    needed=0.9,
+  )
+  assert (
+    found['breaks_klt'],
+    found['sealed_holds'],
+    found['proof'],
+  ) == expected
+
+
+def test_linking_below_chance_is_a_leak_too():
+  gains = {'none': 0.5, 'klt': 0.5, 'sealed': -0.1}
+  found = cells.verdict(
+    {
+      name: {'value': 0, 'gain': gain, 'gain_interval': None}
+      for name, gain in gains.items()
+    },
+    tolerance=0.02,
+    needed=0.9,
+    two_sided=True,
+  )
+  assert found['sealed_holds'] is False
+
+
+def test_a_campaign_resumes_and_keeps_its_drawings(patched, tmp_path, capsys):
+  some = {'known_plaintext_1': campaign.ATTACKS['known_plaintext_1']}
+  options = {'attacks': some, 'protections': ('none', 'klt')}
+  failing = some['known_plaintext_1']._replace(
+    run=lambda *_: pytest.fail('computed again')
+  )
+  first = campaign.privacy(
+    None, run_of(), folder=tmp_path, server_scales=(), **options
+  )
+  assert 'privacy 2/2: known plaintext, 1 image; klt' in capsys.readouterr().out
+  assert first['attacks']['known_plaintext_1']['cells']['none']['value'] > 60
+  assert json.loads(json.dumps(first, allow_nan=False)) == first
+  options['attacks'] = {'known_plaintext_1': failing}
+  again = campaign.privacy(
+    None, run_of(), folder=tmp_path, server_scales=(), **options
+  )
+  assert again == first
+  with np.load(tmp_path / campaign.EXAMPLES) as drawn:
+    assert drawn['known_plaintext_1|klt'].shape == drawn['truth'].shape
+  # Other networks: nothing of it counts.
+  options['attacks'] = some
+  (tmp_path / campaign.RESULTS).write_text('{')
+  other = campaign.privacy(
+    None, run_of(w=np.ones(1)), folder=tmp_path, server_scales=(), **options
+  )
+  assert other['attacks'].keys() == first['attacks'].keys()
+
+
+def test_an_attack_that_diverges_ends_itself_only(patched):
+  def diverge(setting, protection):
+    raise FloatingPointError('the held-out loss is not finite')
+
+  attack = campaign.ATTACKS['linking']._replace(run=diverge)
+  found = campaign.privacy(
+    None,
+    run_of(),
+    attacks={'linking': attack},
+    protections=('klt',),
+    server_scales=(),
+  )
+  cell = found['attacks']['linking']['cells']['klt']
+  assert cell == {'value': None, 'why': 'the held-out loss is not finite'}
