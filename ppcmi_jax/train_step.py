@@ -78,6 +78,17 @@ def init_state(
   )
 
 
+def replicate(state: TrainState) -> TrainState:
+  """Places a state as the train step returns it, which costs nothing.
+
+  A state that lies elsewhere, new, restored or changed between steps, makes XLA
+  compile the step once more.
+  """
+  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('batch',))
+  everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
+  return jax.device_put(state, everywhere)
+
+
 def make_train_step(task: tasks.Task, tx: optax.GradientTransformation):
   """Returns the pmapped step: (state, batch, key) -> state, metrics.
 

@@ -178,6 +178,7 @@ class Trainer:
     state = keeper.restore(self.abstract_state(sample), move_aside=True)
     if state is None:
       state = self._init(init_key, sample)
+    state = train_step.replicate(state)
     losses, step, done = [], int(state.step), self.is_done(state)
     with contextlib.closing(keeper), tqdm.tqdm(
       total=self._steps, initial=step, desc=title, unit='step',
@@ -226,7 +227,7 @@ class Trainer:
         best_loss=jnp.float32(valid_loss),
         best_step=jnp.int32(step),
       )
-    return state
+    return train_step.replicate(state)
 
 
 def _check_same_network(variables, expected):

@@ -189,3 +189,16 @@ def test_four_devices_give_the_losses_of_one():
   expected_losses, expected_stats = losses_of_steps()
   np.testing.assert_allclose(losses, expected_losses, rtol=1e-4)
   np.testing.assert_allclose(stats, expected_stats, rtol=1e-4, atol=1e-5)
+
+
+def test_the_step_is_compiled_once(tmp_path, caplog):
+  """Validations change the state, and another client starts with a new one."""
+  one = trainer()
+  with jax.log_compiles(), caplog.at_level('WARNING'):
+    for name in 'ab':
+      one.fit(arrays(), arrays(), seed=0, directory=tmp_path / name)
+  messages = [record.getMessage() for record in caplog.records]
+  # Only the step sees batches with an axis of devices.
+  of_step = 'uint8[1,4,8,8,1]'
+  compiled = [m for m in messages if m.startswith('Compiling') and of_step in m]
+  assert len(compiled) == 1
