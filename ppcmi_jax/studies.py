@@ -39,6 +39,7 @@ GetConfig = Callable[..., Any]
 MAPPING_FIELDS = (
   'clients',
   'copies',
+  'dp',
   'mapping',
   'mapping_batch_size',
   'mapping_learning_rate',
