@@ -12,8 +12,9 @@ from ppcmi_jax import command, evaluation, report, studies
 _NAMES = flags.DEFINE_list(
   'eval_names',
   None,
-  f'Evaluations to run, of {", ".join(evaluation.EVALUATIONS)}; all by '
-  'default. What was evaluated before is kept.',
+  f'Evaluations to run, of {", ".join(evaluation.EVALUATIONS)}, which are all '
+  f'run by default, and {", ".join(evaluation.ON_DEMAND)}, which take long. '
+  'What was evaluated before is kept.',
 )
 _STUDY = flags.DEFINE_enum(
   'study',

@@ -22,6 +22,7 @@ from ppcmi_jax import (
   profiling,
   workdir,
 )
+from ppcmi_jax.privacy import campaign, members
 
 Run = collaboration.Collaboration
 RESULTS = 'results.json'
@@ -206,7 +207,14 @@ EVALUATIONS: Mapping[str, Callable[[Any, Run], dict[str, Any]]] = {
   'networks': networks,
   'cross_client': cross,
 }
-PRIVATE_ONLY = ('autoencoders', 'wire', 'cross_client')
+# Take long, and run when named; with the folder of what is evaluated.
+ON_DEMAND: Mapping[str, Callable[[Any, Run, Any], dict[str, Any]]] = {
+  'privacy': lambda config, run, folder: campaign.privacy(
+    config, run, folder=folder
+  ),
+  'membership': lambda config, run, folder: members.membership(config, run),
+}
+PRIVATE_ONLY = ('autoencoders', 'wire', 'cross_client', *ON_DEMAND)
 
 
 def evaluate(
@@ -221,7 +229,8 @@ def evaluate(
     config: the configuration that the run was trained with.
     path: of the workdir.
     run: what `collaboration.restore` returned of it.
-    names: keys of `EVALUATIONS`; those that the method has, if None.
+    names: keys of `EVALUATIONS` and `ON_DEMAND`; of the former those that the
+      method has, if None.
 
   Returns:
     {evaluation: its result} and 'method', 'environment' ({evaluation: what it
@@ -231,8 +240,13 @@ def evaluate(
     ValueError: an unknown evaluation, or one that the method has not.
   """
   private = bool(run.hospitals)
-  known = [n for n in EVALUATIONS if private or n not in PRIVATE_ONLY]
-  names = known if names is None else list(names)
+  known = [
+    name
+    for name in (*EVALUATIONS, *ON_DEMAND)
+    if private or name not in PRIVATE_ONLY
+  ]
+  if names is None:
+    names = [name for name in known if name not in ON_DEMAND]
   for name in names:
     if name not in known:
       raise ValueError(
@@ -244,7 +258,11 @@ def evaluate(
   if file.exists():
     results |= workdir.read_object(file, 'delete it and run eval.py again')
   for name in names:
-    results[name] = _jsonable(EVALUATIONS[name](config, run))
+    if name in ON_DEMAND:
+      found = ON_DEMAND[name](config, run, file.parent)
+    else:
+      found = EVALUATIONS[name](config, run)
+    results[name] = _jsonable(found)
     results['environment'][name] = environment()
     folder.write_text(
       file, json.dumps(results, indent=1, allow_nan=False) + '\n'

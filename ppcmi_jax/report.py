@@ -25,12 +25,13 @@ from ppcmi_jax import (
 )
 
 # Printed are those that fit a screen; the page has all.
-UNPRINTED = ('segmentation_spread', 'official_scores')
+UNPRINTED = ('segmentation_spread', 'official_scores', 'privacy_spread')
 # Which table stands in which section of the page.
 SECTIONS = {
   'Segmentation': ('segmentation', 'segmentation_spread', 'official_scores'),
   'Autoencoders': ('autoencoders',),
   'What crosses, and who can open it': ('cross_client',),
+  'Attacks': ('privacy', 'privacy_server', 'membership', 'privacy_spread'),
   'Cost of a query': ('query', 'wire', 'networks'),
 }
 _OBFUSCATION = (

@@ -10,6 +10,7 @@ import numpy as np
 
 from ppcmi_jax import evaluation, exposure, learners, report_tables
 from ppcmi_jax.figures import (
+  attacks,
   curves,
   latents,
   matrices,
@@ -57,6 +58,8 @@ def draw(
     drawn += _latents(config, run, folder)
   if 'cross_client' in results:
     drawn += _matrices(results['cross_client'], folder)
+  if 'privacy' in results:
+    drawn += _attacks(results['privacy'], workdir)
   log = workdir / 'metrics.jsonl'
   if log.exists():
     rows = [json.loads(line) for line in log.read_text().splitlines()]
@@ -168,6 +171,28 @@ def _latents(config, run, folder) -> list[Figure]:
   )
   heading = 'What crosses, and who can open it'
   return [Figure(path, heading, text, text)]
+
+
+def _attacks(result, workdir) -> list[Figure]:
+  """Draws what each attacker makes of one test case."""
+  file = workdir / 'eval' / 'privacy_examples.npz'
+  if not file.exists():
+    return []
+  with np.load(file, allow_pickle=False) as arrays:
+    examples = {key: arrays[key] for key in arrays}
+  path = workdir / 'report' / 'attacks.png'
+  shown = result['attacks']
+  if not attacks.draw_attacks(
+    path,
+    examples,
+    labels={name: attack['label'] for name, attack in shown.items()},
+    protections=list(next(iter(shown.values()))['cells']),
+    title='What each attacker makes of one test image',
+    note='The same image and attackers throughout; see the table for means.',
+  ):
+    return []
+  text = 'What each attacker makes of one test image, by protection.'
+  return [Figure(path, 'Attacks', text, text)]
 
 
 def _matrices(result, folder) -> list[Figure]:

@@ -4,7 +4,13 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from ppcmi_jax import cross_client, evaluation, hospitals, tables
+from ppcmi_jax import (
+  cross_client,
+  evaluation,
+  hospitals,
+  privacy_tables,
+  tables,
+)
 
 METRICS = (
   ('dice', 'Dice'),
@@ -32,12 +38,13 @@ def build(
     'wire': (_wire,),
     'networks': (_networks,),
   }
-  return [
+  built = [
     builder(config, run, results[name])
     for name, some in builders.items()
     if name in results
     for builder in some
   ]
+  return [*built, *privacy_tables.build(results)]
 
 
 def scope(run: evaluation.Run) -> str:
