@@ -17,6 +17,8 @@ def make_examples(side=16):
   return {
     'truth': truth,
     'mask': mask,
+    'prior': truth.mean(0),
+    'prior_mask': mask[0] > 0,
     **{f'known|{name}': np.clip(truth + 0.1, 0, 1) for name in PROTECTIONS},
     'outline|klt': mask > 0,
   }
@@ -35,23 +37,32 @@ def draw(tmp_path, examples, **options):
 
 def test_a_row_an_attack_and_a_column_a_protection(tmp_path):
   drawn = draw(tmp_path, make_examples(), title='A title', note='a ' * 90)
-  assert len(drawn.panels) == 5 + 2
+  assert len(drawn.panels) == 6 + 3
   words = drawn.words()
   assert 'known plaintext' in words and 'outline' in words
   assert 'seeds' not in words  # nothing was drawn
-  assert sum(word.endswith(' dB') for word in words) == 4
-  assert words.count('Dice 1.00') == 1
+  assert sum(word.endswith(' dB') for word in words) == 5
+  assert words.count('Dice 1.00') == 2
+  assert words.count('5 mm') == 1
 
 
 def test_masks_without_foreground_have_no_dice(tmp_path):
   examples = {'truth': np.zeros((1, 8, 8, 1)), 'mask': np.zeros((1, 8, 8))}
+  examples |= {
+    name: value[0]
+    for name, value in zip(
+      ('prior', 'prior_mask'), (examples['truth'], examples['mask'] > 0)
+    )
+  }
   examples['outline|klt'] = np.zeros((1, 8, 8), bool)
   assert not any('Dice' in word for word in draw(tmp_path, examples).words())
 
 
 def test_nothing_to_draw_writes_no_file(tmp_path):
   path = tmp_path / 'figure.png'
-  examples = {name: make_examples()[name] for name in ('truth', 'mask')}
+  examples = {
+    name: make_examples()[name] for name in ('truth', 'mask', 'prior')
+  }
   assert not attacks.draw_attacks(
     path, examples, labels=LABELS, protections=PROTECTIONS
   )

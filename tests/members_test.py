@@ -11,17 +11,21 @@ SHAPES = {'s3': (4, 4, 4), 's4': (2, 2, 6), 'b': (1, 1, 8)}
 
 
 def make_contributions(num_subjects, each=2):
+  """Two cases a subject, each with one copy."""
   rng = np.random.default_rng(0)
   count = num_subjects * each
   latents = lambda: {
-    name: rng.random((count, *shape), np.float32)
+    name: rng.random((2 * count, *shape), np.float32)
     for name, shape in SHAPES.items()
   }
   pairs = {'image': latents(), 'mask': latents()}
-  pairs['client'] = np.arange(count, dtype=np.int32) % 2
-  mask = np.zeros((count, 4, 4), np.uint8)
-  subject = np.repeat(np.arange(num_subjects), each).astype(str)
-  return pairs, mask, subject
+  pairs['client'] = np.arange(2 * count, dtype=np.int32) % 2
+  return members.Contributions(
+    pairs,
+    mask=np.zeros((2 * count, 4, 4), np.uint8),
+    case=np.tile(np.arange(count), 2),
+    subject=np.repeat(np.arange(num_subjects), each).astype(str),
+  )
 
 
 @pytest.fixture
@@ -30,24 +34,29 @@ def patch(monkeypatch):
     contributions = make_contributions(num_subjects)
     monkeypatch.setattr(members, '_contributions', lambda *_: contributions)
     decode = lambda latents, mask, client: np.ones(len(mask))
-    monkeypatch.setattr(members, '_decoders', lambda *_: decode)
+    monkeypatch.setattr(members, '_decoder', lambda *_: decode)
 
   return apply
 
 
 def make_config():
   return types.SimpleNamespace(
-    mapping='fused_mapping', mapping_options={}, mapping_learning_rate=3e-3
+    mapping='fused_mapping',
+    mapping_options={},
+    mapping_learning_rate=3e-3,
+    mapping_batch_size=4,
+    mapping_steps=4,
+    schedule='cosine',
+    weight_decay=0.0,
   )
 
 
 def test_all_experiments_losses_and_attacks(patch, monkeypatch, capsys):
   patch(12)
   monkeypatch.setitem(members.SMALL, 'fused_mapping', {'widths': (4, 4, 4)})
-  found = members.membership(
-    make_config(), None, num_models=4, steps=2, overfit_steps=2
-  )
+  found = members.membership(make_config(), None, num_models=4, overfit_steps=2)
   assert list(found['experiments']) == ['mapping', 'overfit', 'shuffled']
+  assert found['steps'] == 2  # half of the cases, half of the run's
   losses = found['experiments']['mapping']
   assert list(losses) == ['b', 's3', 's4', 'all', 'mask']
   scores = losses['all']['lira_online']

@@ -11,7 +11,14 @@ import synthetic_latents as synthetic
 from ppcmi_jax import examples as examples_lib
 from ppcmi_jax import exposure
 from ppcmi_jax.attacks import outline
-from ppcmi_jax.privacy import campaign, cells, pictures, traces, visits
+from ppcmi_jax.privacy import (
+  campaign,
+  cells,
+  notebook,
+  pictures,
+  traces,
+  visits,
+)
 from ppcmi_jax.privacy import setting as settings
 
 KNOWN, TARGETS = 24, 6
@@ -274,15 +281,25 @@ def test_a_campaign_resumes_and_keeps_its_drawings(patched, tmp_path, capsys):
     None, run_of(), folder=tmp_path, server_scales=(), **options
   )
   assert again == first
-  with np.load(tmp_path / campaign.EXAMPLES) as drawn:
+  with np.load(tmp_path / notebook.EXAMPLES) as drawn:
     assert drawn['known_plaintext_1|klt'].shape == drawn['truth'].shape
   # Other networks: nothing of it counts.
   options['attacks'] = some
-  (tmp_path / campaign.RESULTS).write_text('{')
+  (tmp_path / notebook.RESULTS).write_text('{')
   other = campaign.privacy(
     None, run_of(w=np.ones(1)), folder=tmp_path, server_scales=(), **options
   )
   assert other['attacks'].keys() == first['attacks'].keys()
+
+
+def test_the_best_constant_mask_is_no_majority():
+  masks = np.zeros((10, 2, 2), bool)
+  masks[:, 0, 0] = True
+  masks[:4, 0, 1] = True  # too seldom for a majority, but worth it
+  masks[4:8, 1, 1] = True
+  best = campaign._best_constant(masks)
+  assert best[0, 0] and not best[1, 0]
+  assert not campaign._best_constant(np.zeros((3, 2, 2), bool)).any()
 
 
 def test_an_attack_that_diverges_ends_itself_only(patched):

@@ -12,6 +12,7 @@ from numpy.typing import ArrayLike
 from ppcmi_jax import image_metrics
 from ppcmi_jax.figures import case_panels, panels, sheets
 
+WIDTH_MM = 110.0
 GAP_MM = 1.0
 LABEL_GAP_MM = 0.8
 
@@ -24,24 +25,28 @@ def draw_attacks(
   protections: Sequence[str],
   case: int = 0,
   spacing_mm: ArrayLike = (1.0, 1.0),
+  distance_unit: str = 'mm',
   title: str = '',
   note: str = '',
-  width_mm: float = sheets.WIDTH_MM,
+  width_mm: float = WIDTH_MM,
 ) -> bool:
   """Draws a row an attack: the truth, and what is drawn of it, by protection.
 
-  In each corner stands the PSNR in dB, of masks the Dice; what was not measured
-  is left blank.
+  Beside the truth is what is drawn without any message, the prior. In each
+  corner stands the PSNR in dB, of masks the Dice; what was not measured is left
+  blank.
 
   Args:
     path: the file to write, .png, .pdf or .svg; folders are made.
     examples: 'truth' float [N, H, W, C] in [0, 1], 'mask' integer [N, H, W],
-      above 0 is foreground, and '<attack>|<protection>': images as the truth,
-      or bool masks as the mask.
+      above 0 is foreground, their priors 'prior' [H, W, C] and 'prior_mask'
+      bool [H, W], and '<attack>|<protection>': images as the truth, or bool
+      masks as the mask.
     labels: {attack: as people read it}, in the order of the rows.
     protections: the columns.
     case: which of the N.
     spacing_mm: [2], size of a pixel in mm, row then column.
+    distance_unit: of the spacing, 'mm' or 'pixels' where it is not known.
     title: above the picture.
     note: below the picture.
     width_mm: of the sheet.
@@ -68,8 +73,9 @@ def draw_attacks(
     3: np.asarray(examples['truth'])[case],
     2: np.asarray(examples['mask'])[case] > 0,
   }
+  prior = {3: examples['prior'], 2: examples['prior_mask']}
   extent_mm = np.asarray(spacing_mm) * truth[2].shape
-  columns = ['truth', *protections]
+  columns = ['truth', 'no message', *protections]
   sheet = sheets.Sheet(width_mm=width_mm, title=title)
   panel_mm = (sheet.inner_mm - GAP_MM * (len(columns) - 1)) / len(columns)
   height_mm = case_panels.scan_height(panel_mm, extent_mm)
@@ -89,11 +95,13 @@ def draw_attacks(
     label = sheet.shorten(labels[attack], width_mm=sheet.inner_mm)
     sheet.text(sheets.MARGIN_MM, middle_mm, label)
     sheet.top_mm += sheets.LINE_MM + LABEL_GAP_MM
-    own = truth[next(iter(drawn.values())).ndim]
+    kind = next(iter(drawn.values())).ndim
+    own = truth[kind]
+    drawn = {'truth': own, 'no message': np.asarray(prior[kind]), **drawn}
     for x_mm, column in zip(starts, columns):
-      shown = own if column == 'truth' else drawn.get(column)
-      if shown is None:
+      if column not in drawn:
         continue
+      shown = drawn[column]
       if shown.shape != own.shape:
         raise ValueError(
           f'{attack}|{column}: expected shape {list(own.shape)}, found '
@@ -102,9 +110,8 @@ def draw_attacks(
       panel = case_panels.scan_panel(sheet, x_mm, panel_mm, height_mm)
       grey = shown.mean(axis=-1) if shown.ndim == 3 else np.float64(shown)
       is_first = column == 'truth' and attack == next(iter(rows))
-      panels.draw_scan(
-        panel, grey=grey, extent_mm=extent_mm, scale_bar=is_first
-      )
+      unit = distance_unit if is_first else ''
+      panels.draw_scan(panel, grey=grey, extent_mm=extent_mm, scale_bar=unit)
       if column != 'truth':
         panels.write_in_corner(panel, _score(shown, own))
     sheet.top_mm += height_mm + GAP_MM

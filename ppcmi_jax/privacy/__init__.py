@@ -7,6 +7,7 @@
   visits    several images of each subject, to be linked
   pictures  attacks that end in an image
   traces    attacks that end in something else
+  notebook  what was found so far
   cells     figures with intervals, and what they prove
   members   the evaluation `membership`, which trains networks of its own
 

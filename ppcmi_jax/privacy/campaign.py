@@ -18,23 +18,27 @@ breaking it, comes from what was measured when the attacks were designed:
   stitching                    22 dB of 25.2, mean image 17.6     0.58
 """
 
-import io
-import json
 import os
-import pathlib
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppcmi_jax import checkpoints, exposure
-from ppcmi_jax.privacy import cells, pictures, traces
+from ppcmi_jax import exposure
+from ppcmi_jax.attacks import outline
+from ppcmi_jax.privacy import cells, notebook, pictures, traces
 from ppcmi_jax.privacy import setting as settings
 
-RESULTS, EXAMPLES = 'privacy.json', 'privacy_examples.npz'
 NUM_EXAMPLES = 3
 SERVER_PAIRS = 200
+_NUMBERS = {
+  1: '1 pair',
+  5: '5 pairs',
+  20: '20 pairs',
+  200: 'up to 200 pairs',
+  1000: 'up to 1000 pairs',
+}
 
 
 class Attack(NamedTuple):
@@ -67,7 +71,7 @@ ATTACKS: Mapping[str, Attack] = {
     'known plaintext, 1 image', 0.99, pictures.known(1)
   ),
   'known_plaintext': _decibels(
-    'known plaintext, 1000 images', 0.99, pictures.known(1000)
+    'known plaintext, up to 1000 images', 0.99, pictures.known(1000)
   ),
   'ciphertext_only': _decibels(
     'ciphertext only, encoder known', 0.89, pictures.ciphertext
@@ -109,11 +113,11 @@ ATTACKS: Mapping[str, Attack] = {
   ),
   **{
     f'inverter_{count}': _decibels(
-      f'learned inverter, {count} {"pairs" if count > 1 else "pair"}',
+      f'learned inverter, {_NUMBERS[count]}',
       0.9,
       pictures.learned(count),
     )
-    for count in (1, 5, 20, 200, 1000)
+    for count in _NUMBERS
   },
   'linking': Attack(
     'linking', 'AUC', '0.50 +- 0.02', 0.02, 0.95, traces.linked, True
@@ -141,7 +145,8 @@ def privacy(
   A line is printed for each attack. With a folder, each figure is kept there in
   privacy.json as it comes, and not computed again for the same networks; what
   attackers drew of a few targets is in privacy_examples.npz: 'truth' float32
-  [N, H, W, C], 'mask', and '<attack>|<protection>', images or masks.
+  [N, H, W, C], 'mask', of the victim's training images the mean 'prior' and the
+  best constant mask 'prior_mask', and '<attack>|<protection>', images or masks.
 
   Args:
     config: of the run.
@@ -158,14 +163,17 @@ def privacy(
     values.
   """
   setting = settings.build(config, run)
-  notebook = _Notebook(folder, run)
+  notes = notebook.Notebook(folder, run)
   target = setting.groups['target']
   some = np.unique(
     np.linspace(0, len(target) - 1, NUM_EXAMPLES).round().astype(int)
   )
   rows = target[some]
-  notebook.draw('truth', setting.image[rows])
-  notebook.draw('mask', setting.mask[rows])
+  notes.draw('truth', setting.image[rows])
+  notes.draw('mask', setting.mask[rows])
+  notes.draw('prior', setting.prior)
+  own = setting.mask[setting.groups['own']] > 0
+  notes.draw('prior_mask', _best_constant(own))
   steps = [
     (name, protection, attack)
     for protection in protections
@@ -174,19 +182,19 @@ def privacy(
   scales = sorted(setting.latents) if server_scales is None else server_scales
   steps += [(f'server_{scale}', 'none', _server(scale)) for scale in scales]
   for number, (name, protection, attack) in enumerate(steps, 1):
-    start, kept = time.monotonic(), notebook.read(name, protection)
+    start, kept = time.monotonic(), notes.read(name, protection)
     if kept is None:
       kept, drawn = _run(attack, setting, protection)
       if drawn is not None:
-        notebook.draw(f'{name}|{protection}', drawn[some])
-      notebook.write(name, protection, kept)
+        notes.draw(f'{name}|{protection}', drawn[some])
+      notes.write(name, protection, kept)
     seconds = time.monotonic() - start
     print(
       f'privacy {number}/{len(steps)}: {attack.label}; {protection}: '
       f'{_describe(kept, attack.unit)}, {seconds:.1f} s',
       flush=True,
     )
-  read = notebook.read
+  read = notes.read
   result = {}
   for name, attack in attacks.items():
     found = {protection: read(name, protection) for protection in protections}
@@ -216,6 +224,20 @@ def _run(attack, setting, protection):
     return cells.missing(str(error)), None
 
 
+def _best_constant(masks):
+  """Returns the mask bool [H, W] of the largest mean Dice with bool [N, H, W].
+
+  It is among those of the pixels that are foreground often enough.
+  """
+  share = masks.mean(axis=0)
+  often = [share > level for level in np.linspace(0.05, 0.95, 19)]
+  if not masks.any():
+    return np.zeros_like(masks[0])
+  return max(
+    often, key=lambda m: outline.dice(np.broadcast_to(m, masks.shape), masks)
+  )
+
+
 def _describe(cell, unit):
   if cell['value'] is None:
     return f'not measurable ({cell["why"]})'
@@ -236,44 +258,3 @@ def _describe_setting(setting):
     'num_subjects_target': len(np.unique(setting.subject[truth])),
     'autoencoder_psnr_db': ceiling['value'],
   }
-
-
-class _Notebook:
-  """Cells and drawings as they come, in a folder or in memory alone."""
-
-  def __init__(self, folder, run):
-    self._cells, self._drawn = {}, {}
-    self._folder = None if folder is None else pathlib.Path(folder)
-    self._digest = checkpoints.digest(
-      [hospital.state.image for hospital in run.hospitals.values()]
-    )
-    if self._folder is None or not (self._folder / RESULTS).exists():
-      return
-    try:
-      kept = json.loads((self._folder / RESULTS).read_text())
-      if kept['networks'] == self._digest:
-        self._cells = kept['cells']
-        with np.load(self._folder / EXAMPLES) as drawn:
-          self._drawn = dict(drawn)
-    except (OSError, ValueError, KeyError, TypeError):
-      self._cells, self._drawn = {}, {}  # damaged: attack anew
-
-  def read(self, name, protection):
-    return self._cells.get(f'{name}|{protection}')
-
-  def draw(self, key, drawn):
-    self._drawn[key] = drawn
-
-  def write(self, name, protection, cell):
-    self._cells[f'{name}|{protection}'] = cell
-    if self._folder is None:
-      return
-    self._folder.mkdir(parents=True, exist_ok=True)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **self._drawn)
-    text = json.dumps({'networks': self._digest, 'cells': self._cells})
-    # Drawings first: whatever has a cell has its drawing.
-    for file, data in ((EXAMPLES, buffer.getvalue()), (RESULTS, text.encode())):
-      partial = self._folder / f'{file}.partial'
-      partial.write_bytes(data)
-      os.replace(partial, self._folder / file)

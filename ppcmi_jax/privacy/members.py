@@ -1,22 +1,24 @@
 """The evaluation `membership`: was a case in the mapping network's training?
 
-Sixteen small mapping networks are trained on random halves of the subjects, on
-latents of the clients' contributions, each the target in turn (the threat and
-the attacks: `attacks.membership`). Three experiments:
+Sixteen small mapping networks are trained on random halves of the subjects,
+each the target in turn (the threat and the attacks: `attacks.membership`). They
+are trained as the run's is: on latents of the clients' contributions, augmented
+copies included, as many times over, by its optimiser. Only they are smaller,
+see half of the cases, and know no DP-SGD. Three experiments:
 
-  mapping   networks trained as long as this evaluation allows, see `STEPS`
-  overfit   positive control: without dropout, on few subjects, much longer
+  mapping   as above
+  overfit   positive control: no copies, no dropout, few subjects, long
   shuffled  negative control: the losses of `mapping`, memberships drawn anew
 
-The networks are of the run's kind, but smaller, trained less, and never by
-DP-SGD: what they give away is a lower bound where the run has none of that.
-Losses are those of latents, of each scale and of all, in standard deviations of
-a channel, and the cross-entropy of the decoded mask.
+Losses are of the cases themselves, not of copies: those of latents, of each
+scale and of all, in standard deviations of a channel, and the cross-entropy of
+the decoded mask.
 
-Axes: M networks, N cases.
+Axes: M networks, N cases, R rows, that is cases and copies of them.
 """
 
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -24,14 +26,13 @@ import numpy as np
 import optax
 
 from ppcmi_jax import examples as examples_lib
-from ppcmi_jax import images, learners, models, tasks
+from ppcmi_jax import images, learners, models, tasks, train_step
 from ppcmi_jax.attacks import membership as attacks
 from ppcmi_jax.privacy import visits
 
 NUM_MODELS = 16
-STEPS = 300
-OVERFIT_SUBJECTS, OVERFIT_STEPS = 24, 600
-BATCH_SIZE = 16
+MOST_STEPS = 600
+OVERFIT_SUBJECTS, OVERFIT_STEPS = 24, 300
 # Of each network: what makes it small.
 SMALL = {
   'mapping': {'width': 0.1},
@@ -40,12 +41,28 @@ SMALL = {
 SHOWN = ('threshold', 'lira_online', 'rmia')
 
 
+class Contributions(NamedTuple):
+  """What the clients contribute, rows of all of them.
+
+  Attributes:
+    pairs: {'image', 'mask': {scale: float32 [R, h, w, C]}, 'client': [R]}.
+    mask: uint8 [R, H, W].
+    case: int [R], whose copy a row is; row n < N is case n itself.
+    subject: strings [N].
+  """
+
+  pairs: Mapping[str, Any]
+  mask: np.ndarray
+  case: np.ndarray
+  subject: np.ndarray
+
+
 def membership(
   config: Any,
   run: Any,
   *,
   num_models: int = NUM_MODELS,
-  steps: int = STEPS,
+  steps: int | None = None,
   overfit_steps: int = OVERFIT_STEPS,
 ) -> dict[str, Any]:
   """Trains networks and attacks their training sets.
@@ -54,20 +71,26 @@ def membership(
     config: of the run.
     run: what `collaboration.restore` returned of it; with hospitals.
     num_models: M.
-    steps: of each network.
+    steps: of each network; None: as often over its rows as the run's, but at
+      most 600.
     overfit_steps: of each network of the positive control.
 
   Returns:
     {'experiments': {experiment: {loss: {attack: as `attacks.evaluate`}}},
-    'num_models', 'num_cases', 'num_subjects', 'notes'}; or 'why' where there
-    are too few subjects. Plain JSON values.
+    'num_models', 'num_cases', 'num_subjects', 'steps', 'notes'}; or 'why' where
+    there are too few subjects. Plain JSON values.
   """
-  pairs, mask, subject = _contributions(config, run)
-  names = np.unique(subject)
+  sent = _contributions(config, run)
+  subject = sent.subject
+  names, count = np.unique(subject), len(subject)
+  if steps is None:
+    # Half of the rows, and so half of the steps.
+    steps = min(MOST_STEPS, -(-config.mapping_steps // 2))
   found = {
     'num_models': num_models,
-    'num_cases': len(subject),
+    'num_cases': count,
     'num_subjects': len(names),
+    'steps': steps,
   }
   if len(names) < visits.LEAST_SUBJECTS:
     why = (
@@ -76,77 +99,93 @@ def membership(
     )
     return {**found, 'experiments': {}, 'notes': [], 'why': why}
   few = np.isin(subject, names[:: -(-len(names) // OVERFIT_SUBJECTS)])
-  decoders = _decoders(config, run)
-  result = {}
-  for experiment, rows, count, options in (
-    ('mapping', np.ones(len(few), bool), steps, {}),
-    ('overfit', few, overfit_steps, {'dropout': 0.0}),
+  few = np.flatnonzero(few)
+  alone = Contributions(
+    examples_lib.take(sent.pairs, few),
+    sent.mask[few],
+    np.arange(len(few)),
+    subject[few],
+  )
+  decode, result = _decoder(config, run), {}
+  for experiment, data, length, options in (
+    ('mapping', sent, steps, {}),
+    ('overfit', alone, overfit_steps, {'dropout': 0.0}),
   ):
-    rows = np.flatnonzero(rows)
-    part = examples_lib.take(pairs, rows)
-    member = attacks.halves(subject[rows], num_models=num_models, seed=0)
-    losses = _losses(
-      config, decoders, part, mask[rows], member, count, options, experiment
-    )
-    result[experiment] = _attack(losses, member, subject[rows])
+    member = attacks.halves(data.subject, num_models=num_models, seed=0)
+    losses = _losses(config, decode, data, member, length, options, experiment)
+    result[experiment] = _attack(losses, member, data.subject)
     if experiment == 'mapping':
       other = attacks.halves(subject, num_models=num_models, seed=1)
       result['shuffled'] = _attack(losses, other, subject)
-  order = ('mapping', 'overfit', 'shuffled')
   notes = {
     line
     for by_attack in result['mapping'].values()
     for scores in by_attack.values()
     for line in scores['notes']
   }
-  size = (
-    f'{num_models} networks of {SMALL[config.mapping]} and {steps} steps of '
-    f'{BATCH_SIZE}, smaller than that of the run: a lower bound.'
+  how = (
+    f'{num_models} networks with {SMALL[config.mapping]}, {steps} steps of '
+    f'{config.mapping_batch_size} on half of {len(sent.case)} pairs of {count} '
+    f'cases; the run: {config.mapping_steps} steps on all.'
   )
+  order = ('mapping', 'overfit', 'shuffled')
   return {
     **found,
     'experiments': {name: result[name] for name in order},
-    'notes': [size, *sorted(notes)],
+    'notes': [how, *sorted(notes)],
   }
 
 
 def _contributions(config, run):
-  """Returns (pairs of latents, masks, subjects) of all clients."""
-  parts, masks, subjects = [], [], []
-  models_of = learners.autoencoders(
+  parts = []
+  learners_of = learners.autoencoders(
     config, channels=run.data.channels, num_classes=run.data.num_classes
   )
 
   @jax.jit
-  def encode(state, image, mask):
+  def encode(image_variables, mask_variables, image, mask):
     apply = lambda model, variables, x: model.apply(
       variables, x, train=False, method='encode'
     )
     one_hot = jax.nn.one_hot(mask, run.data.num_classes)
     return {
-      'image': apply(
-        models_of.image_model, state['image'], images.unit_image(image)
-      ),
-      'mask': apply(models_of.mask_model, state['mask'], one_hot),
+      'image': apply(learners_of.image_model, image_variables, image),
+      'mask': apply(learners_of.mask_model, mask_variables, one_hot),
     }
 
+  first = 0
   for number, (name, hospital) in enumerate(run.hospitals.items()):
-    state = {'image': hospital.state.image, 'mask': hospital.state.mask}
-    for split in ('train', 'valid'):
-      examples = run.data.hospitals[name][split]
-      count = len(examples.case)
-      if not count:
-        continue
-      pair = jax.device_get(encode(state, examples.image, examples.mask))
-      parts.append({**pair, 'client': np.full(count, number, np.int32)})
-      masks.append(examples.mask)
+    examples = run.data.hospitals[name]['train']
+    count = len(examples.case)
+    image, mask = images.unit_image(examples.image), examples.mask
+    for turn in range(1 + (config.copies if config.augment else 0)):
+      seed = len(parts) + 1
+      pair = (image, mask)
+      if turn:
+        pair = visits.augmented(config, np.asarray(image), mask, seed=seed)
+      state = hospital.state
+      latents = jax.device_get(encode(state.image, state.mask, *pair))
+      client = np.full(count, number, np.int32)
       # Two clients' subjects are two, whatever their names.
-      subjects.append([f'{name}/{one}' for one in examples.subject])
-  pairs = jax.tree.map(lambda *a: np.concatenate(a), *parts)
-  return pairs, np.concatenate(masks), np.concatenate(subjects)
+      subject = [f'{name}/{one}' for one in examples.subject]
+      parts.append(
+        (
+          turn,
+          Contributions(
+            {**latents, 'client': client},
+            np.asarray(pair[1]),
+            first + np.arange(count),
+            np.array(subject),
+          ),
+        )
+      )
+    first += count
+  parts.sort(key=lambda part: part[0] > 0)  # stable: the cases come first
+  whole = jax.tree.map(lambda *a: np.concatenate(a), *(p for _, p in parts))
+  return whole._replace(subject=whole.subject[:first])
 
 
-def _decoders(config, run):
+def _decoder(config, run):
   """Returns (latents [B], mask [B], client) -> cross-entropies [B]."""
   model = learners.autoencoders(
     config, channels=run.data.channels, num_classes=run.data.num_classes
@@ -164,8 +203,9 @@ def _decoders(config, run):
   return lambda latents, mask, client: score(variables[client], latents, mask)
 
 
-def _losses(config, decode, pairs, mask, member, steps, options, title):
+def _losses(config, decode, data, member, steps, options, title):
   """Trains the networks; returns {loss: float64 [M, N]}."""
+  pairs, count = data.pairs, len(data.subject)
   clients = int(pairs['client'].max()) + 1
   statistics = {
     modality: tasks.Statistics.of(pairs[modality], pairs['client'], clients)
@@ -177,7 +217,12 @@ def _losses(config, decode, pairs, mask, member, steps, options, title):
     image_statistics=statistics['image'],
     mask_statistics=statistics['mask'],
   )
-  tx = optax.adam(config.mapping_learning_rate)
+  tx = train_step.optimizer(
+    learning_rate=config.mapping_learning_rate,
+    steps=steps,
+    schedule=config.schedule,
+    weight_decay=config.weight_decay,
+  )
 
   @jax.jit
   def step(variables, state, batch, key):
@@ -188,38 +233,39 @@ def _losses(config, decode, pairs, mask, member, steps, options, title):
       return value, new
 
     grads, new = jax.grad(loss, has_aux=True)(variables['params'])
-    updates, state = tx.update(grads, state)
+    updates, state = tx.update(grads, state, variables['params'])
     params = optax.apply_updates(variables['params'], updates)
     return {**new, 'params': params}, state
 
   predict = jax.jit(task.predict)
   init = jax.jit(task.init)
 
+  cases = examples_lib.take(pairs, np.arange(count))
+  client = cases['client']
+
   def measure(variables):
-    latents = predict(variables, pairs['image'], pairs['client'])
-    client = pairs['client']
+    latents = jax.device_get(predict(variables, cases['image'], client))
     standard = statistics['mask'].standardise
-    guess, truth = standard(latents, client), standard(pairs['mask'], client)
+    guess, truth = standard(latents, client), standard(cases['mask'], client)
     found = {
       name: np.mean(np.square(guess[name] - truth[name]), axis=(1, 2, 3))
       for name in sorted(truth)
     }
     found['all'] = np.sum(list(found.values()), axis=0)
-    found['mask'] = np.zeros(len(client))
+    found['mask'] = np.zeros(count)
     for number in np.unique(client):
-      rows = client == number
-      part = {k: z[rows] for k, z in latents.items()}
-      found['mask'][rows] = decode(part, mask[rows], number)
+      rows = np.flatnonzero(client == number)
+      part = examples_lib.take(latents, rows)
+      found['mask'][rows] = decode(part, data.mask[rows], number)
     return found
 
   measured = []
   for number, members in enumerate(member):
-    rng = np.random.default_rng(number)
-    rows, order = np.flatnonzero(members), np.zeros(0, int)
-    key = jax.random.key(number)
+    rng, key = np.random.default_rng(number), jax.random.key(number)
+    rows, order = np.flatnonzero(members[data.case]), np.zeros(0, int)
     variables = init(key, examples_lib.take(pairs, rows[:1]))
     state = tx.init(variables['params'])
-    size = min(BATCH_SIZE, int(member.sum(axis=1).min()))
+    size = min(config.mapping_batch_size, len(rows))
     for i in range(steps):
       if len(order) < size:
         order = rng.permutation(rows)

@@ -50,7 +50,7 @@ def channels(most: int) -> pictures.Attack:
     # Rounded to float16 on the wire, an exact channel is off by so much.
     shares = ciphertext_only.exact_channels(found, latents, tolerance=2e-2)
     finest = max(latents, key=lambda name: latents[name].shape[1])
-    note = f'{len(rows)} messages; ' + ', '.join(
+    note = f'messages: {len(rows)}; ' + ', '.join(
       f'{name} {100 * share:.0f} %' for name, share in shares.items()
     )
     count = latents[finest].shape[-1]
