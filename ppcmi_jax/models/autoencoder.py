@@ -25,23 +25,12 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ppcmi_jax.models import layers
+
 STRIDE = 32  # five stages of stride 2
 
-
-def upsample(x: jax.Array) -> jax.Array:
-  """Doubles the sides of [B, H, W, C] bilinearly (half-pixel centres)."""
-  batch, height, width, channels = x.shape
-  return jax.image.resize(
-    x, (batch, 2 * height, 2 * width, channels), method='bilinear'
-  )
-
-
-def depth_to_space(x: jax.Array) -> jax.Array:
-  """Turns [B, H, W, 4C] into [B, 2H, 2W, C]: 4 channels become 2x2 pixels."""
-  batch, height, width, channels = x.shape
-  x = x.reshape(batch, height, width, 2, 2, channels // 4)
-  x = x.transpose(0, 1, 3, 2, 4, 5)
-  return x.reshape(batch, 2 * height, 2 * width, channels // 4)
+upsample = layers.upsample
+depth_to_space = layers.depth_to_space
 
 
 def up_conv(

@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ppcmi_jax.models import mapping
+from ppcmi_jax.models import layers, mapping
 
 SCALES = ('s3', 's4', 'b')  # fine to coarse
 
@@ -93,7 +93,7 @@ class FusedMapping(nn.Module):
     for scale, features in zip(SCALES, self.widths, strict=True):
       z = latents[scale]
       if x is not None:
-        z = jnp.concatenate([nn.max_pool(x, (2, 2), strides=(2, 2)), z], -1)
+        z = jnp.concatenate([layers.max_pool(x), z], -1)
       x = skips[scale] = level(z, features, f'down_{scale}')
     x = mapping.PyramidPooling(
       self.widths[-1],

@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ppcmi_jax.models import unet
+from ppcmi_jax.models import layers, unet
 
 
 class GhostModule(nn.Module):
@@ -48,26 +48,21 @@ class GhostModule(nn.Module):
       )
     half = self.features // 2
 
-    def conv_norm_relu(x, groups, name):
-      x = nn.Conv(
-        half,
-        (3, 3),
-        padding=1,
-        feature_group_count=groups,
-        use_bias=False,
-        name=f'{name}_conv',
-      )(x)
+    def norm_relu(x, name):
       x = nn.BatchNorm(
         use_running_average=not train,
         momentum=0.9,
         epsilon=1e-5,
         axis_name=self.axis_name,
-        name=f'{name}_norm',
+        name=name,
       )(x)
       return nn.relu(x)
 
-    primary = conv_norm_relu(x, 1, 'primary')
-    ghosts = conv_norm_relu(primary, half, 'ghost')
+    x = nn.Conv(half, (3, 3), padding=1, use_bias=False, name='primary_conv')(x)
+    primary = norm_relu(x, 'primary_norm')
+    ghosts = norm_relu(
+      layers.DepthwiseConv3x3(name='ghost_conv')(primary), 'ghost_norm'
+    )
     return jnp.concatenate([primary, ghosts], axis=-1)
 
 

@@ -13,6 +13,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ppcmi_jax.models import layers
+
 POOL_SIZES = (1, 3, 5, 7)
 
 
@@ -138,7 +140,7 @@ class MappingBlock(nn.Module):
 
     def pool(x):
       even = x.shape[1] % 2 == 0 and x.shape[2] % 2 == 0
-      return nn.max_pool(x, (2, 2), strides=(2, 2)) if even else x
+      return layers.max_pool(x) if even else x
 
     def join(x, skip):
       x = _resize(x, skip.shape[1], skip.shape[2])

@@ -9,6 +9,8 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ppcmi_jax.models import layers
+
 
 class UNet(nn.Module):
   """Maps images [B, H, W, C] to logits [B, H, W, num_classes].
@@ -80,10 +82,10 @@ def contract_and_expand(
   for i in range(depth):
     x = block(x, width * 2**i, f'down{i}')
     skips.append(x)
-    x = nn.max_pool(x, (2, 2), strides=(2, 2))
+    x = layers.max_pool(x)
   x = block(x, width * 2**depth, 'bottom')
   for i, skip in reversed(list(enumerate(skips))):
     features = width * 2**i
-    x = nn.ConvTranspose(features, (2, 2), strides=(2, 2), name=f'up{i}')(x)
+    x = layers.ConvTranspose2x2(features, name=f'up{i}')(x)
     x = block(jnp.concatenate([skip, x], -1), features, f'up{i}_double')
   return nn.Conv(num_classes, (1, 1), name='out')(x)
