@@ -43,7 +43,7 @@ def test_a_row_an_attack_and_a_column_a_protection(tmp_path):
   assert 'seeds' not in words  # nothing was drawn
   assert sum(word.endswith(' dB') for word in words) == 5
   assert words.count('Dice 1.00') == 2
-  assert words.count('5 mm') == 1
+  assert words.count('5 pixels') == 1
 
 
 def test_masks_without_foreground_have_no_dice(tmp_path):

@@ -25,7 +25,7 @@ def draw_attacks(
   protections: Sequence[str],
   case: int = 0,
   spacing_mm: ArrayLike = (1.0, 1.0),
-  distance_unit: str = 'mm',
+  distance_unit: str = 'pixels',
   title: str = '',
   note: str = '',
   width_mm: float = WIDTH_MM,
@@ -45,8 +45,8 @@ def draw_attacks(
     labels: {attack: as people read it}, in the order of the rows.
     protections: the columns.
     case: which of the N.
-    spacing_mm: [2], size of a pixel in mm, row then column.
-    distance_unit: of the spacing, 'mm' or 'pixels' where it is not known.
+    spacing_mm: [2], size of a pixel, row then column.
+    distance_unit: of the spacing; 'mm' if it is given in mm.
     title: above the picture.
     note: below the picture.
     width_mm: of the sheet.
