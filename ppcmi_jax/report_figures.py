@@ -59,7 +59,7 @@ def draw(
   if 'cross_client' in results:
     drawn += _matrices(results['cross_client'], folder)
   if 'privacy' in results:
-    drawn += _attacks(results['privacy'], workdir)
+    drawn += _attacks(config, run, results['privacy'], workdir)
   log = workdir / 'metrics.jsonl'
   if log.exists():
     rows = [json.loads(line) for line in log.read_text().splitlines()]
@@ -173,7 +173,7 @@ def _latents(config, run, folder) -> list[Figure]:
   return [Figure(path, heading, text, text)]
 
 
-def _attacks(result, workdir) -> list[Figure]:
+def _attacks(config, run, result, workdir) -> list[Figure]:
   """Draws what each attacker makes of one test case."""
   file = workdir / 'eval' / 'privacy_examples.npz'
   if not file.exists():
@@ -182,12 +182,15 @@ def _attacks(result, workdir) -> list[Figure]:
     examples = {key: arrays[key] for key in arrays}
   path = workdir / 'report' / 'attacks.png'
   shown = result['attacks']
+  victim = run.data.hospitals[result['setting']['victim']]['test']
   if not attacks.draw_attacks(
     path,
     examples,
     labels={name: attack['label'] for name, attack in shown.items()},
     protections=list(next(iter(shown.values()))['cells']),
     title='What each attacker makes of one test image',
+    spacing_mm=victim.spacing_mm[0],
+    distance_unit=config.distance_unit,
     note='The same image and attackers throughout; see the table for means.',
   ):
     return []

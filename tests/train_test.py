@@ -15,9 +15,10 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import smoke
-from ppcmi_jax import collaboration, keyring
+from ppcmi_jax import collaboration, evaluation, keyring, report
 from ppcmi_jax import workdir as workdir_lib
 from ppcmi_jax.keyring import epochs
+from ppcmi_jax.privacy import campaign
 
 ROOT = pathlib.Path(__file__).parent.parent
 CLIENTS = ('1', '2', '3')
@@ -449,3 +450,25 @@ def test_one_evaluation_leaves_the_others(trained, script):
   assert 'Segmentation of the test split' in out
   line = refused(script('eval.py', workdir, '--eval_names=speed'))
   assert 'expected some of segmentation, ' in line and "'speed'" in line
+
+
+def test_attacks_are_shown_in_the_report(
+  trained, data_dir, tmp_path, monkeypatch
+):
+  workdir = tmp_path / 'w'
+  shutil.copytree(trained[0], workdir)
+
+  def privacy(config, run, folder):
+    some = {'known_plaintext_1': campaign.ATTACKS['known_plaintext_1']}
+    options = {'protections': ('klt', 'sealed'), 'server_scales': ()}
+    return campaign.privacy(config, run, folder=folder, attacks=some, **options)
+
+  monkeypatch.setattr(evaluation, 'ON_DEMAND', {'privacy': privacy})
+  results = report.evaluate(config_of(data_dir), workdir, ['privacy'])
+  assert 'segmentation' in results  # of before
+  cells = results['privacy']['attacks']['known_plaintext_1']['cells']
+  assert set(cells) == {'klt', 'sealed'}
+  picture = (workdir / 'report' / 'attacks.png').read_bytes()
+  assert picture.startswith(b'\x89PNG')
+  html = (workdir / 'report' / 'index.html').read_text()
+  assert 'What attackers reach' in html and '>Attacks<' in html
