@@ -44,8 +44,8 @@ PROTECTION_NOTES = {
     "Protection 'sealed': every message is encrypted and authenticated with "
     'keys of its own; without them it tells who talks to whom, when, with '
     'which model and how much, and nothing of the image. It does not protect '
-    'from the server, which holds the keys, nor from what a mapping network '
-    'may remember of its training cases.'
+    'from the server, which holds the keys, nor from what the mapping network '
+    'remembers of its training cases.'
   ),
   'klt': f"Protection 'klt' {_OBFUSCATION}",
   'official': f"Protection 'official' {_OBFUSCATION}",
