@@ -13,7 +13,7 @@ from torch.nn import functional
 
 from benchmarks import comparison, timing, torch_networks
 from benchmarks import sizes as sizes_lib
-from ppcmi_jax.models import autoencoder
+from ppcmi_jax.models import layers as layers_lib
 
 Pair = comparison.Pair
 
@@ -23,7 +23,7 @@ class Layer(NamedTuple):
 
   Attributes:
     name: of it.
-    ours: a convolution without bias, or a function of x [B, H, W, C].
+    ours: a convolution, its bias zero, or a function of x [B, H, W, C].
     theirs: a function of x [B, C, H, W], and of the convolution's kernel.
     side, channels: of x.
   """
@@ -44,20 +44,20 @@ def layers(size: sizes_lib.Size) -> Iterator[Pair]:
   c = config.baseline_options.width
   batch = size.step_batch or config.baseline_batch_size
   conv = functools.partial(nn.Conv, c, (3, 3), padding=1, use_bias=False)
-  up = nn.ConvTranspose(c, (2, 2), strides=(2, 2), use_bias=False)
+  up = layers_lib.ConvTranspose2x2(c)
   theirs = functools.partial(functional.conv2d, padding=1)
   their_up = functools.partial(functional.conv_transpose2d, stride=2)
-  pool = functools.partial(nn.max_pool, window_shape=(2, 2), strides=(2, 2))
   their_pool = functools.partial(functional.max_pool2d, kernel_size=2)
   halve = functools.partial(theirs, stride=2)
   depthwise = functools.partial(theirs, groups=c)
-  upsample, double = autoencoder.upsample, torch_networks.double
+  upsample, double = layers_lib.upsample, torch_networks.double
+  across = layers_lib.DepthwiseConv3x3()
   for layer in (
     Layer('conv 3x3', conv(), theirs, side, c),
     Layer('conv 3x3, stride 2', conv(strides=2), halve, side, c),
-    Layer('depthwise 3x3', conv(feature_group_count=c), depthwise, side, c),
+    Layer('depthwise 3x3', across, depthwise, side, c),
     Layer('transposed conv 2x2', up, their_up, side // 2, 2 * c),
-    Layer('max pool', pool, their_pool, side, c),
+    Layer('max pool', layers_lib.max_pool, their_pool, side, c),
     Layer('upsample', upsample, double, side // 2, c),
   ):
     yield from _both_ways(layer, batch)
@@ -68,13 +68,15 @@ def _both_ways(layer: Layer, batch: int) -> Iterator[Pair]:
   normal = lambda like: jnp.asarray(rng.standard_normal(like.shape, np.float32))
   shape = batch, layer.side, layer.side, layer.channels
   args = [normal(jax.ShapeDtypeStruct(shape, np.float32))]
-  function, turned = layer.ours, isinstance(layer.ours, nn.ConvTranspose)
+  function = layer.ours
+  turned = isinstance(layer.ours, layers_lib.ConvTranspose2x2)
   if isinstance(layer.ours, nn.Module):
+    like = jax.eval_shape(layer.ours.init, jax.random.key(0), args[0])['params']
+    zeros = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), like)
     function = lambda x, kernel: layer.ours.apply(
-      {'params': {'kernel': kernel}}, x
+      {'params': {**zeros, 'kernel': kernel}}, x
     )
-    like = jax.eval_shape(layer.ours.init, jax.random.key(0), args[0])
-    args.append(normal(like['params']['kernel']))
+    args.append(normal(like['kernel']))
   cotangent = normal(jax.eval_shape(function, *args))
 
   def to_theirs(x: jax.Array, *kernels: jax.Array) -> list[Any]:

@@ -8,30 +8,22 @@ clients and server back. All of it resumes wherever it stopped.
 
 import functools
 import pathlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
 from ppcmi_jax import (
-  checkpoints,
   enrolment,
   hospitals,
   images,
   input_pipeline,
   learners,
   privacy_guarantee,
-  private_training,
+  server_training,
   tasks,
-)
-from ppcmi_jax import (
-  client as client_lib,
-)
-from ppcmi_jax import (
-  examples as examples_lib,
 )
 from ppcmi_jax import (
   server as server_lib,
@@ -42,10 +34,16 @@ from ppcmi_jax import (
 
 
 class Connection(NamedTuple):
-  """The clients {name: Client} and the server of one wire dtype."""
+  """The parties of one wire dtype.
 
-  clients: Mapping[str, client_lib.Client]
+  Attributes:
+    server: its functions.
+    ask: (client, image [B, H, W, C]) -> (mask uint8 [B, H, W], query bytes,
+      reply bytes), the whole journey.
+  """
+
   server: server_lib.Server
+  ask: Callable[[str, Any], tuple[Any, bytes, bytes]]
 
 
 class Collaboration(NamedTuple):
@@ -158,111 +156,13 @@ def _train_ppcmi_sf(config, workdir, data):
     hospitals.warn_of_weak_classes(data, name, hospital)
     hospitals.forget_old_contributions(workdir, name, hospital)
     hospitals.contribute(config, workdir, name, parts, hospital)
-  train_mapping(
+  server_training.train(
     config,
     workdir,
     names=names,
     latents=autoencoders.latents,
     title=f'{count}/{count} mapping network, server',
   )
-
-
-def train_mapping(
-  config: Any,
-  workdir: workdir_lib.Workdir,
-  *,
-  names: Sequence[str],
-  latents: Mapping[str, Mapping[str, Any]],
-  title: str,
-) -> None:
-  """Trains the server's network from message files and keys, nothing else.
-
-  With noise (`config.dp`) it prints and writes what DP-SGD promises.
-
-  Args:
-    config: of the run.
-    workdir: of the run; its messages/ are read.
-    names: of the clients.
-    latents: {modality: {scale: shape [B, h, w, C]}}.
-    title: for the progress bar.
-
-  Raises:
-    ValueError: as `server.read_contributions` and `enrolment.server_channel`.
-  """
-  channel = enrolment.server_channel(config, workdir, names, latents)
-  # As precise as what was sent; int8's numbers are not int8 once unmixed.
-  dtype = 'float16' if config.wire_dtype == 'int8' else config.wire_dtype
-  contributions = {
-    split: server_lib.read_contributions(
-      [
-        path
-        for name in names
-        for path in workdir.messages(name).glob(f'{split}-*.msg')
-      ],
-      channel=channel,
-      latents=latents,
-      dtype=jnp.dtype(dtype),
-    )
-    for split in ('train', 'valid')
-  }
-  # Whose copy a pair is matters to privacy only.
-  source, _ = (part.pop('source') for part in contributions.values())
-  pairs = contributions['train']
-  statistics = {
-    modality: tasks.Statistics.of(pairs[modality], pairs['client'], len(names))
-    for modality in hospitals.MODALITIES
-  }
-  task, trainer = learners.mapping(config, statistics)
-  if config.dp.noise_multiplier:
-    _fit_privately(config, workdir, task, trainer, pairs, source, title)
-    return
-  valid = contributions['valid']
-  trainer.fit(
-    pairs,
-    # Repeated rows, so that each client weighs the same in the loss.
-    examples_lib.take(valid, input_pipeline.balanced_order(valid['client'])),
-    seed=config.seed,
-    directory=workdir.checkpoints('mapping'),
-    title=title,
-    log=workdir.log,
-    warn=logging.warning,
-    order=input_pipeline.balanced_order(pairs['client']),
-  )
-
-
-def _fit_privately(config, workdir, task, trainer, pairs, source, title):
-  """Trains by DP-SGD, unless that was done; a killed training starts again."""
-  directory = workdir.checkpoints('mapping')
-  sample = examples_lib.take(pairs, np.arange(1))
-  keeper = checkpoints.Checkpoints(directory, warn=logging.warning)
-  done = keeper.restore(trainer.abstract_state(sample), move_aside=True)
-  keeper.close()
-  if done is not None:
-    return
-  variables, guarantee = private_training.fit_mapping(
-    task,
-    pairs,
-    source=source,
-    steps=config.mapping_steps,
-    expected_batch=config.mapping_batch_size,
-    learning_rate=config.mapping_learning_rate,
-    title=title,
-    **config.dp,
-  )
-  # The promise comes first: no network may be there without it.
-  guarantee.write(workdir)
-  trainer.adopt(variables, sample, directory)
-  print(f'Mapping network: {guarantee}', flush=True)
-
-
-def blank_pair(latents: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a training pair of the mapping network, for shapes.
-
-  Args:
-    latents: {modality: {scale: shape [1, h, w, C]}}.
-  """
-  pair = jax.tree.map(lambda z: np.zeros(z.shape, z.dtype), dict(latents))
-  return {**pair, 'client': np.zeros(1, np.int32)}
 
 
 def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
@@ -299,7 +199,7 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
     for name in names
   }
   latents = autoencoders.latents
-  pair = blank_pair(latents)
+  pair = server_training.blank_pair(latents)
   task, trainer = learners.mapping(
     config,
     {
@@ -313,7 +213,6 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
 
   def connect(wire_dtype):
     options = {'latents': latents, 'wire_dtype': wire_dtype}
-    channel = enrolment.server_channel(config, workdir, names, **options)
     clients = {
       name: hospitals.make_client(
         name,
@@ -323,24 +222,27 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
       for name in names
     }
     server = server_lib.make_server(
-      predict=task.predict, channel=channel, latents=latents
+      predict=task.predict,
+      channel=enrolment.server_channel(config, workdir, names, **options),
+      latents=latents,
     )
-    return Connection(clients, server)
 
-  def predict(name, image):
-    hospital = trained[name]
-    message, ticket = hospital.client.protect(hospital.state, image)
-    reply = server.respond(server_state, message)
-    return hospital.client.reveal(hospital.state, reply, ticket)
+    def ask(name, image):
+      state = trained[name].state
+      query, ticket = clients[name].protect(state, image)
+      reply = server.respond(server_state, query)
+      return clients[name].reveal(state, reply, ticket), query, reply
 
-  server = connect(config.wire_dtype).server
+    return Connection(server, ask)
+
+  own = connect(config.wire_dtype)
   return Collaboration(
     data,
-    {name: functools.partial(predict, name) for name in names},
+    {name: lambda image, name=name: own.ask(name, image)[0] for name in names},
     trained,
     _networks(autoencoders, task, pair, data, trained, server_state),
     latents,
-    server,
+    own.server,
     server_state,
     connect,
   )

@@ -33,6 +33,7 @@ from ppcmi_jax import (
   key_store,
   learners,
   official,
+  server_training,
 )
 from ppcmi_jax import (
   workdir as workdir_lib,
@@ -130,7 +131,7 @@ def _fill(config, workdir, folder):
   _adopt(
     trainer,
     official.load_mapping(files['mapping']),
-    collaboration.blank_pair(autoencoders.latents),
+    server_training.blank_pair(autoencoders.latents),
     workdir.checkpoints('mapping'),
     files['mapping'],
   )

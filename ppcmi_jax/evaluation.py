@@ -146,20 +146,13 @@ def wire(config: Any, run: Run) -> dict[str, Any]:
   """
   result = {}
   for dtype in learners.WIRE_DTYPES[config.protection]:
-    ends = run.connect(dtype)
-
-    def ask(name, image, ends=ends):
-      client, state = ends.clients[name], run.hospitals[name].state
-      query, ticket = client.protect(state, image)
-      reply = ends.server.respond(run.server_state, query)
-      return client.reveal(state, reply, ticket), len(query), len(reply)
-
+    ask = run.connect(dtype).ask
     first = next(iter(run.hospitals))
     image = run.data.hospitals[first]['test'].image[:1]
-    _, query_bytes, reply_bytes = ask(first, image)
+    _, query, reply = ask(first, image)
     result[dtype] = {
-      'query_bytes': query_bytes,
-      'reply_bytes': reply_bytes,
+      'query_bytes': len(query),
+      'reply_bytes': len(reply),
       'dice': {
         name: evaluators.segmentation(
           lambda image, name=name, ask=ask: ask(name, image)[0],

@@ -34,6 +34,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike
 
+from ppcmi_jax import examples as examples_lib
 from ppcmi_jax import image_metrics, metrics, score_table
 
 Predict = Callable[[np.ndarray], ArrayLike]
@@ -214,22 +215,19 @@ def _in_batches(
   """Applies predict to [N, ...] in batches of one shape."""
   if batch_size < 1:
     raise ValueError(f'batch_size must be at least 1, found {batch_size}')
-  num = len(inputs)
-  if not num:
+  if not len(inputs):
     raise ValueError('examples must hold at least one example, found none')
-  size = min(batch_size, num)
-  outputs = []
-  for start in range(0, num, size):
-    # Past the end the last example repeats: real data, then cut.
-    indices = np.minimum(np.arange(start, start + size), num - 1)
-    output = np.asarray(predict(inputs[indices]))
-    if output.shape[:1] != (size,):
+
+  def checked(batch):
+    output = np.asarray(predict(batch))
+    if output.shape[:1] != batch.shape[:1]:
       raise ValueError(
-        f'predict must return {size} results for a batch of {size}, found '
-        f'an array of shape {list(output.shape)}'
+        f'predict must return {len(batch)} results for a batch of '
+        f'{len(batch)}, found an array of shape {list(output.shape)}'
       )
-    outputs.append(output)
-  return np.concatenate(outputs)[:num]
+    return output
+
+  return examples_lib.map_batches(checked, inputs, batch_size)
 
 
 def _unit_range(image: ArrayLike) -> np.ndarray:

@@ -3,6 +3,7 @@
 Axes: N examples, H height, W width, C channels, K classes.
 """
 
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -55,6 +56,31 @@ def take(arrays: Any, rows: np.ndarray) -> Any:
     return array[rows]
 
   return jax.tree.map(one, arrays)
+
+
+def map_batches(
+  function: Callable[[Any], Any], arrays: Any, batch_size: int
+) -> Any:
+  """Applies a function to a tree of arrays in batches of one size.
+
+  So a jitted function compiles once: past the end the last example repeats, and
+  what it gives is cut off.
+
+  Args:
+    function: a tree of arrays [B, ...] -> a tree of arrays [B, ...].
+    arrays: a tree of arrays [N, ...], N at least 1.
+    batch_size: B, less where there are fewer examples.
+
+  Returns:
+    A tree of NumPy arrays [N, ...].
+  """
+  count = len(jax.tree.leaves(arrays)[0])
+  size = min(batch_size, count)
+  parts = []
+  for start in range(0, count, size):
+    rows = np.minimum(np.arange(start, start + size), count - 1)
+    parts.append(jax.device_get(function(take(arrays, rows))))
+  return jax.tree.map(lambda *a: np.concatenate(a)[:count], *parts)
 
 
 def class_pixels(mask: np.ndarray) -> np.ndarray:

@@ -29,8 +29,9 @@ from collections.abc import Mapping
 import jax
 import numpy as np
 
+from ppcmi_jax import examples as examples_lib
 from ppcmi_jax import keyed, learners, wire
-from ppcmi_jax.sealed import envelope, masking, mixing, sealing
+from ppcmi_jax.sealed import envelope, sealing, session
 
 PROTECTIONS = ('none', 'klt', 'klt, fresh keys', 'sealed')
 SEALED_DTYPES = ('int8', 'float16')
@@ -103,35 +104,21 @@ def observe(
 
 def _fresh(transform, key, latents):
   @jax.jit
-  def protect(indices, latents):
-    def one(index, z):
+  def protect(numbered):
+    def one(pair):
+      index, z = pair
       z = jax.tree.map(lambda a: a[None], z)
       secret = transform.init(jax.random.fold_in(key, index), z)
       return jax.tree.map(lambda a: a[0], transform.forward(secret, z))
 
-    return jax.lax.map(lambda pair: one(*pair), (indices, latents))
+    return jax.lax.map(one, numbered)
 
   count = len(next(iter(latents.values())))
-  parts = []
-  for start in range(0, count, _BATCH):
-    # The last batch is filled up, so that one program serves all.
-    rows = np.minimum(np.arange(start, start + _BATCH), count - 1)
-    part = protect(rows, {name: z[rows] for name, z in latents.items()})
-    parts.append(jax.device_get(part))
-  return {
-    name: np.concatenate([part[name] for part in parts])[:count]
-    for name in latents
-  }
+  return examples_lib.map_batches(protect, (np.arange(count), latents), _BATCH)
 
 
 def _sealed(latents, dtype):
-  transform = mixing.mix()
-
-  @jax.jit
-  def protect(mix_keys, mask_keys, z):
-    mixed = transform.forward(transform.init(mix_keys, z), z)
-    return masking.mask(mask_keys, mixed, dtype=dtype)
-
+  protect = jax.jit(session.codec(dtype).cover)
   key, rows = os.urandom(32), []
   shapes = {name: (1, *z.shape[1:]) for name, z in latents.items()}
   for i in range(len(next(iter(latents.values())))):
@@ -147,7 +134,7 @@ def _sealed(latents, dtype):
       counter=i + 1,
     )
     z = {name: z[i : i + 1] for name, z in latents.items()}
-    masked = protect(draft.mix_keys, draft.mask_keys, z)
+    masked = protect({'mix': draft.mix_keys, 'mask': draft.mask_keys}, z)
     rows.append(read(sealing.seal(draft, jax.device_get(masked))))
   return {name: np.concatenate([row[name] for row in rows]) for name in latents}
 

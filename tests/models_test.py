@@ -16,6 +16,7 @@ from ppcmi_jax.models import (
   fatnet,
   fused,
   ghostnet,
+  layers,
   mapping,
   unet,
 )
@@ -130,7 +131,7 @@ def test_other_sizes_are_refused(model, unit, dims):
 def test_upsampling_is_bilinear_with_half_pixel_centres():
   x = np.array([[0.0, 4.0], [8.0, 20.0]], np.float32)
   along = np.array([[1, 0], [0.75, 0.25], [0.25, 0.75], [0, 1]])
-  found = autoencoder.upsample(jnp.stack([x, -x], -1)[None])
+  found = layers.upsample(jnp.stack([x, -x], -1)[None])
   assert found.shape == (1, 4, 4, 2)
   np.testing.assert_allclose(found[0, ..., 0], along @ x @ along.T, atol=1e-6)
   np.testing.assert_allclose(found[0, 0, :, 0], [0, 1, 3, 4], atol=1e-6)
@@ -139,7 +140,7 @@ def test_upsampling_is_bilinear_with_half_pixel_centres():
 
 def test_shuffling_makes_pixels_of_channels():
   x = np.random.default_rng(0).normal(size=(2, 3, 5, 8))
-  found = autoencoder.depth_to_space(x)
+  found = layers.depth_to_space(x)
   assert found.shape == (2, 6, 10, 2)
   for row, column, channel in np.ndindex(6, 10, 2):
     part = 2 * (row % 2) + column % 2

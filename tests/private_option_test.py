@@ -17,6 +17,7 @@ from ppcmi_jax import (
   privacy_guarantee,
   private_training,
   report,
+  server_training,
   tasks,
 )
 from ppcmi_jax import workdir as workdir_lib
@@ -81,7 +82,7 @@ def train(world, monkeypatch):
   )
 
   def call(config, workdir):
-    collaboration.train_mapping(
+    server_training.train(
       config, workdir, names=worlds.NAMES, latents=world.latents, title='server'
     )
 
@@ -115,7 +116,7 @@ def test_a_private_network_has_its_promise_and_is_trained_once(
   }
   _, trainer = learners.mapping(config, blank)
   variables = trainer.restore(
-    collaboration.blank_pair(jax.eval_shape(lambda: world.latents)),
+    server_training.blank_pair(jax.eval_shape(lambda: world.latents)),
     workdir.checkpoints('mapping'),
   )
   assert set(variables) == {'params', 'latent_stats'}

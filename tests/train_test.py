@@ -15,7 +15,13 @@ import orbax.checkpoint as ocp
 import pytest
 
 from configs import smoke
-from ppcmi_jax import collaboration, evaluation, keyring, report
+from ppcmi_jax import (
+  collaboration,
+  evaluation,
+  keyring,
+  report,
+  server_training,
+)
 from ppcmi_jax import workdir as workdir_lib
 from ppcmi_jax.keyring import epochs
 from ppcmi_jax.privacy import campaign
@@ -209,7 +215,7 @@ def train_server_alone(reference, workdir):
     }
     for modality in ('image', 'mask')
   }
-  collaboration.train_mapping(
+  server_training.train(
     config,
     workdir_lib.Workdir(workdir, config.to_dict()),
     names=CLIENTS,

@@ -43,7 +43,7 @@ from flax import linen as nn
 
 from ppcmi_jax import image_metrics
 from ppcmi_jax.attacks import dual_ridge, fitting, position_order
-from ppcmi_jax.models import autoencoder
+from ppcmi_jax.models import layers
 
 FEW_PAIRS = 5  # below, no decoder is trained
 _ROWS = 8192  # positions at a time, to bound memory
@@ -74,7 +74,7 @@ class Decoder(nn.Module):
       x = nn.relu(x + conv(nn.relu(conv(x, self.width)), self.width))
     while x.shape[1] < self.shape[0]:
       features = max(x.shape[-1] // 2, 8)
-      x = nn.relu(autoencoder.depth_to_space(conv(x, 4 * features)))
+      x = nn.relu(layers.depth_to_space(conv(x, 4 * features)))
     zero = nn.initializers.zeros
     return nn.Conv(self.shape[-1], (3, 3), kernel_init=zero)(x)
 

@@ -39,7 +39,7 @@ import optax
 from flax import linen as nn
 
 from ppcmi_jax.attacks import fitting, position_order
-from ppcmi_jax.models import autoencoder
+from ppcmi_jax.models import layers
 
 _OFFSETS = ((0, 1), (1, 0), (1, 1), (1, -1), (0, 2), (2, 0))
 _COMPONENTS = 6
@@ -65,7 +65,7 @@ class Segmenter(nn.Module):
     size = self.cell
     while size > 1:
       features = max(x.shape[-1] // 2, 8)
-      x = nn.relu(autoencoder.depth_to_space(nn.Conv(4 * features, (3, 3))(x)))
+      x = nn.relu(layers.depth_to_space(nn.Conv(4 * features, (3, 3))(x)))
       size //= 2
     zero = nn.initializers.zeros
     return nn.Conv(1, (3, 3), kernel_init=zero)(x)[..., 0]

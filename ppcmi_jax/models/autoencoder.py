@@ -29,9 +29,6 @@ from ppcmi_jax.models import layers
 
 STRIDE = 32  # five stages of stride 2
 
-upsample = layers.upsample
-depth_to_space = layers.depth_to_space
-
 
 def up_conv(
   x: jax.Array, features: int, upsampling: str, *, use_bias: bool, name: str
@@ -65,8 +62,8 @@ def up_conv(
     padding=1,
     use_bias=use_bias,
     name=name,
-  )(x if shuffle else upsample(x))
-  return depth_to_space(x) if shuffle else x
+  )(x if shuffle else layers.upsample(x))
+  return layers.depth_to_space(x) if shuffle else x
 
 
 class Stage(nn.Module):

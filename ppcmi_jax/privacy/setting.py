@@ -26,6 +26,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
+from ppcmi_jax import examples as examples_lib
 from ppcmi_jax import exposure, images, learners, wire
 from ppcmi_jax.privacy import visits as visits_lib
 
@@ -184,8 +185,9 @@ def _encoder(run, client):
   variables = run.hospitals[client].state.image
 
   def encode(image):
-    parts = _batches(lambda x: function(variables, x), np.asarray(image))
-    return {k: np.float32(z) for k, z in parts.items()}
+    apply = functools.partial(function, variables)
+    found = examples_lib.map_batches(apply, np.asarray(image), _BATCH)
+    return {k: np.float32(z) for k, z in found.items()}
 
   return encode
 
@@ -196,19 +198,9 @@ def _decoder(model, variables):
     logits = model.apply(variables, latents, train=False, method='decode')
     return jax.nn.sigmoid(logits)
 
-  return lambda latents: np.float32(_batches(decode, latents))
-
-
-def _batches(function, tree):
-  """Maps trees [N, ...], in batches of one size, which compile once."""
-  count = len(jax.tree.leaves(tree)[0])
-  size = min(_BATCH, count)
-  parts = []
-  for start in range(0, count, size):
-    rows = np.minimum(np.arange(start, start + size), count - 1)
-    part = function(jax.tree.map(lambda a, rows=rows: a[rows], tree))
-    parts.append(jax.device_get(part))
-  return jax.tree.map(lambda *a: np.concatenate(a)[:count], *parts)
+  return lambda latents: np.float32(
+    examples_lib.map_batches(decode, latents, _BATCH)
+  )
 
 
 def _examples(some, most):

@@ -150,7 +150,7 @@ def make(
     return _opened(try_key(data, envelope.read(data), parties[owner], like))
 
   return channel.Channel(
-    'sealed', tuple(parties), _codec(wire_dtype), draft, open_message, peek
+    'sealed', tuple(parties), codec(wire_dtype), draft, open_message, peek
   )
 
 
@@ -166,8 +166,12 @@ def _opened(opened: sealing.Opened) -> channel.Opened:
 
 
 @functools.cache
-def _codec(wire_dtype: str) -> channel.Codec:
-  """One for a dtype, so that what is compiled of it is shared."""
+def codec(wire_dtype: str) -> channel.Codec:
+  """Returns what runs on the accelerator: mix and mask, and back.
+
+  Keys are {'mix': {scale: uint32 [8]}, 'mask': likewise}, of one message. One
+  codec for a dtype, so that what is compiled of it is shared.
+  """
 
   def cover(keys: Any, latents: Mapping[str, Any]) -> Any:
     latents = dict(latents)

@@ -1,0 +1,128 @@
+"""The server's side of training: its network, from message files and keys.
+
+Nothing of a client is imported here: no image, mask, encoder or decoder.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import logging
+
+from ppcmi_jax import (
+  checkpoints,
+  enrolment,
+  input_pipeline,
+  learners,
+  private_training,
+  tasks,
+)
+from ppcmi_jax import (
+  examples as examples_lib,
+)
+from ppcmi_jax import (
+  server as server_lib,
+)
+from ppcmi_jax import (
+  workdir as workdir_lib,
+)
+
+
+def train(
+  config: Any,
+  workdir: workdir_lib.Workdir,
+  *,
+  names: Sequence[str],
+  latents: Mapping[str, Mapping[str, Any]],
+  title: str,
+) -> None:
+  """Trains the server's network from message files and keys, nothing else.
+
+  With noise (`config.dp`) it prints and writes what DP-SGD promises.
+
+  Args:
+    config: of the run.
+    workdir: of the run; its messages/ are read.
+    names: of the clients.
+    latents: {modality: {scale: shape [B, h, w, C]}}.
+    title: for the progress bar.
+
+  Raises:
+    ValueError: as `server.read_contributions` and `enrolment.server_channel`.
+  """
+  channel = enrolment.server_channel(config, workdir, names, latents)
+  # As precise as what was sent; int8's numbers are not int8 once unmixed.
+  dtype = 'float16' if config.wire_dtype == 'int8' else config.wire_dtype
+  contributions = {
+    split: server_lib.read_contributions(
+      [
+        path
+        for name in names
+        for path in workdir.messages(name).glob(f'{split}-*.msg')
+      ],
+      channel=channel,
+      latents=latents,
+      dtype=jnp.dtype(dtype),
+    )
+    for split in ('train', 'valid')
+  }
+  # Whose copy a pair is matters to privacy only.
+  source, _ = (part.pop('source') for part in contributions.values())
+  pairs = contributions['train']
+  statistics = {
+    modality: tasks.Statistics.of(pairs[modality], pairs['client'], len(names))
+    for modality in latents
+  }
+  task, trainer = learners.mapping(config, statistics)
+  if config.dp.noise_multiplier:
+    _fit_privately(config, workdir, task, trainer, pairs, source, title)
+    return
+  valid = contributions['valid']
+  trainer.fit(
+    pairs,
+    # Repeated rows, so that each client weighs the same in the loss.
+    examples_lib.take(valid, input_pipeline.balanced_order(valid['client'])),
+    seed=config.seed,
+    directory=workdir.checkpoints('mapping'),
+    title=title,
+    log=workdir.log,
+    warn=logging.warning,
+    order=input_pipeline.balanced_order(pairs['client']),
+  )
+
+
+def _fit_privately(config, workdir, task, trainer, pairs, source, title):
+  """Trains by DP-SGD, unless that was done; a killed training starts again."""
+  directory = workdir.checkpoints('mapping')
+  sample = examples_lib.take(pairs, np.arange(1))
+  keeper = checkpoints.Checkpoints(directory, warn=logging.warning)
+  done = keeper.restore(trainer.abstract_state(sample), move_aside=True)
+  keeper.close()
+  if done is not None:
+    return
+  variables, guarantee = private_training.fit_mapping(
+    task,
+    pairs,
+    source=source,
+    steps=config.mapping_steps,
+    expected_batch=config.mapping_batch_size,
+    learning_rate=config.mapping_learning_rate,
+    title=title,
+    **config.dp,
+  )
+  # The promise comes first: no network may be there without it.
+  guarantee.write(workdir)
+  trainer.adopt(variables, sample, directory)
+  print(f'Mapping network: {guarantee}', flush=True)
+
+
+def blank_pair(latents: Mapping[str, Any]) -> dict[str, Any]:
+  """Returns a training pair of the mapping network, for shapes.
+
+  Args:
+    latents: {modality: {scale: shape [1, h, w, C]}}.
+  """
+  pair = jax.tree.map(lambda z: np.zeros(z.shape, z.dtype), dict(latents))
+  return {**pair, 'client': np.zeros(1, np.int32)}
