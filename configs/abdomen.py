@@ -93,6 +93,8 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.upsampling = 'shuffle'
   config.autoencoder_batch_size = 4
   config.autoencoder_learning_rate = 6e-3
+  config.image_blocks = 1  # convolutions behind each stage of its encoder
+  config.segmentation_weight = 0.3  # of masks in the image autoencoder's loss
   config.image_steps = 500
   config.mask_steps = 1500
   config.latent_noise = 0.1
@@ -117,6 +119,8 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   if published:
     config.protection = 'klt'
     config.upsampling = 'bilinear'
+    config.image_blocks = 0
+    config.segmentation_weight = 0.0
     config.latent_noise = 0.0
     config.latent_mixing = 0.0
     config.copies = 0

@@ -44,6 +44,8 @@ FIDELITY = {
   'method': ('ppcmi_sf',),
   'protection': ('official', 'none'),
   'upsampling': ('bilinear',),
+  'image_blocks': (0,),
+  'segmentation_weight': (0.0,),
   'mapping': ('mapping',),
   'standardise': (False,),
 }

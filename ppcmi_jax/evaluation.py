@@ -33,8 +33,9 @@ def segmentation(config: Any, run: Run) -> dict[str, Any]:
 
   Returns:
     {client: {'scores', 'shape_prior'}}, and for a private method 'ceiling' and
-    'ceiling_train', the mask autoencoder on test and training masks; each as
-    `evaluators.segmentation` returns.
+    'ceiling_train', the mask autoencoder on test and training masks, and
+    'alone', what the hospital's own image autoencoder says without the server,
+    where it was trained to; each as `evaluators.segmentation` returns.
   """
   result = {}
   options = {
@@ -49,6 +50,9 @@ def segmentation(config: Any, run: Run) -> dict[str, Any]:
     }
     if name in run.hospitals:
       rebuild = run.hospitals[name].reconstruct_mask
+      alone = run.hospitals[name].segment_alone
+      if alone:
+        result[name]['alone'] = evaluators.segmentation(alone, test, **options)
       for key, examples in (('ceiling', test), ('ceiling_train', train)):
         result[name][key] = evaluators.mask_reconstruction(
           rebuild, examples, **options

@@ -77,6 +77,8 @@ class Hospital(NamedTuple):
     state: its autoencoders' variables.
     channel: its end, with its keys.
     reconstruct_image, reconstruct_mask: its autoencoders' predicts.
+    segment_alone: image -> mask uint8, what it has without any server; None
+      where its image autoencoder was not trained to segment.
   """
 
   client: client_lib.Client
@@ -84,6 +86,7 @@ class Hospital(NamedTuple):
   channel: channel_lib.Channel
   reconstruct_image: Callable[[Any], jax.Array]
   reconstruct_mask: Callable[[Any], jax.Array]
+  segment_alone: Callable[[Any], jax.Array] | None
 
 
 def load_data(config: Any, workdir: workdir_lib.Workdir) -> Data:
@@ -197,6 +200,10 @@ def restore_hospital(
     ),
     reconstruct_mask=functools.partial(
       jax.jit(autoencoders.mask_task.predict), variables['mask']
+    ),
+    segment_alone=autoencoders.segment_alone
+    and functools.partial(
+      jax.jit(autoencoders.segment_alone), variables['image']
     ),
   )
 

@@ -5,7 +5,8 @@ Here a ConfigDict ends; everything below gets typed keyword arguments.
 
 import functools
 import inspect
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -13,6 +14,7 @@ import jax.numpy as jnp
 
 from ppcmi_jax import (
   augmentation,
+  images,
   keyed,
   models,
   official,
@@ -62,6 +64,16 @@ def check(config: Any) -> None:
         raise ValueError(
           'autoencoder_widths: expected 5 stages, found '
           f'{len(config.autoencoder_widths)}'
+        )
+      if not isinstance(config.image_blocks, int) or config.image_blocks < 0:
+        raise ValueError(
+          'image_blocks: expected a whole number, 0 for none, found '
+          f'{config.image_blocks!r}'
+        )
+      if not 0 <= config.segmentation_weight < math.inf:
+        raise ValueError(
+          'segmentation_weight: expected a number of at least 0, 0 for none, '
+          f'found {config.segmentation_weight!r}'
         )
       _check_dp(config)
       _mapping_model(config)
@@ -116,7 +128,16 @@ def _check_dp(config):
 
 
 class Learners(NamedTuple):
-  """The models, tasks and trainers that a configuration describes."""
+  """The models, tasks and trainers that a configuration describes.
+
+  Attributes:
+    image_model, mask_model: the autoencoders.
+    image, mask: their trainers.
+    image_task, mask_task: their tasks.
+    latents: {modality: {scale: shape [1, h, w, C]}}.
+    segment_alone: (variables of the image autoencoder, image) -> mask, by its
+      own second decoder; None where it has none.
+  """
 
   image_model: Any
   mask_model: Any
@@ -125,6 +146,7 @@ class Learners(NamedTuple):
   image_task: tasks.Task
   mask_task: tasks.Task
   latents: Mapping[str, Mapping[str, jax.ShapeDtypeStruct]]
+  segment_alone: Callable[..., jax.Array] | None
 
 
 def _trainer(config, task, learner, steps) -> training.Trainer:
@@ -158,10 +180,17 @@ def autoencoders(config: Any, *, channels: int, num_classes: int) -> Learners:
     upsampling=config.upsampling,
     axis_name='batch',
   )
-  image_model = autoencoder(channels=channels)
+  image_model = autoencoder(
+    channels=channels,
+    blocks=config.image_blocks,
+    num_classes=num_classes if config.segmentation_weight else 0,
+  )
   mask_model = autoencoder(channels=num_classes)
   image_task = tasks.image_reconstruction(
-    image_model, official=config.official_training, augment=augment
+    image_model,
+    official=config.official_training,
+    augment=augment,
+    segmentation_weight=config.segmentation_weight,
   )
   mask_task = tasks.mask_reconstruction(
     mask_model,
@@ -171,6 +200,15 @@ def autoencoders(config: Any, *, channels: int, num_classes: int) -> Learners:
     latent_noise=config.latent_noise,
     latent_mixing=config.latent_mixing,
   )
+
+  def segment_alone(variables, image):
+    _, logits = image_model.apply(
+      variables,
+      images.unit_image(image),
+      train=False,
+      method='reconstruct_and_segment',
+    )
+    return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
 
   def latents(model, channels):
     x = jnp.zeros((1, config.image_size, config.image_size, channels))
@@ -192,6 +230,7 @@ def autoencoders(config: Any, *, channels: int, num_classes: int) -> Learners:
       'image': latents(image_model, channels),
       'mask': latents(mask_model, num_classes),
     },
+    segment_alone if config.segmentation_weight else None,
   )
 
 

@@ -22,6 +22,13 @@ METRICS = (
   ('nsd', 'NSD'),
 )
 COUNTS = ('n', 'n_missed', 'n_spurious', 'n_empty')
+# What a score is to be seen beside, where the method has it.
+REFERENCES = {
+  'shape_prior': 'prior',
+  'alone': 'alone',
+  'ceiling': 'ceiling',
+  'ceiling_train': 'c. train',
+}
 Results = Mapping[str, Any]
 
 
@@ -83,7 +90,7 @@ def _segmentation(config, run, result):
           *(scores[count] for count in COUNTS),
           *(
             _number(parts[key][name]['dice'])
-            for key in ('shape_prior', 'ceiling', 'ceiling_train')
+            for key in REFERENCES
             if key in parts
           ),
         ]
@@ -92,8 +99,12 @@ def _segmentation(config, run, result):
   settings = next(iter(result.values()))['scores']['settings']
   headers = ['client', 'structure']
   headers += [header.format(unit=unit) for _, header in METRICS]
-  headers += ['n', 'missed', 'spurious', 'empty', 'prior']
-  headers += ['ceiling', 'c. train'] if private else []
+  headers += ['n', 'missed', 'spurious', 'empty']
+  headers += [
+    header
+    for key, header in REFERENCES.items()
+    if key in next(iter(result.values()))
+  ]
   size = config.image_size
   notes = (
     'Means over test cases; Dice with a 95 % bootstrap interval over subjects '
@@ -110,6 +121,11 @@ def _segmentation(config, run, result):
       ' ceiling: Dice of the mask autoencoder on the true test masks; '
       'c. train: on its training masks.'
     )
+    if 'alone' in next(iter(result.values())):
+      notes += (
+        '\nalone: Dice of the second decoder of its image autoencoder, which '
+        'needs neither server nor other hospitals.'
+      )
     for client, parts in result.items():
       weak = hospitals.weak_classes(run.data, client, parts['ceiling_train'])
       for item in weak.items():

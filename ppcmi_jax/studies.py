@@ -86,6 +86,8 @@ def ablation(get_config: GetConfig, base: Any) -> list[Variant]:
       'mapping': 'mapping',
       'mapping_options': {'width': 0.25, 'pooling': 'none'},
     },
+    'image encoders as published': {'image_blocks': 0},
+    'image encoders that need not segment': {'segmentation_weight': 0.0},
     'bilinear decoders': {'upsampling': 'bilinear'},
     'no noise on mask latents': {'latent_noise': 0.0},
     'no mixing of mask latents': {'latent_mixing': 0.0},

@@ -72,14 +72,25 @@ def _augmented(batch, key, train, options):
 
 
 def image_reconstruction(
-  model: nn.Module, *, official: bool = False, augment: Mapping | None = None
+  model: nn.Module,
+  *,
+  official: bool = False,
+  augment: Mapping | None = None,
+  segmentation_weight: float = 0.0,
 ) -> Task:
   """Learns to reconstruct images (METHOD.md section 2, step 1).
 
+  Reconstruction alone spends the latents on speckle and noise; what tells a
+  small structure from its surroundings is little of the error. With a
+  segmentation weight the latents must also serve the model's second decoder,
+  which segments the hospital's own masks.
+
   Args:
-    model: an Autoencoder of the image's channels.
+    model: an Autoencoder of the image's channels, with num_classes where there
+      is a segmentation weight.
     official: whether to use the official code's loss.
     augment: keyword arguments of `augmentation.augment`, or None.
+    segmentation_weight: of the second decoder's loss beside the first's.
   """
   loss_fn = (
     losses.official_reconstruction if official else losses.image_reconstruction
@@ -90,11 +101,20 @@ def image_reconstruction(
 
   def loss(variables, batch, key, train):
     augment_key, dropout_key = _keys(key, batch)
-    image, _ = _augmented(batch, augment_key, train, augment)
-    logits, variables = _apply(
-      model, variables, image, key=dropout_key, train=train
+    image, mask = _augmented(batch, augment_key, train, augment)
+    apply = functools.partial(
+      _apply, model, variables, image, key=dropout_key, train=train
     )
-    value = loss_fn(logits=logits, labels=image)
+    if not segmentation_weight:
+      logits, variables = apply()
+      value = loss_fn(logits=logits, labels=image)
+    else:
+      (logits, classes), variables = apply(method='reconstruct_and_segment')
+      one_hot = jax.nn.one_hot(mask, classes.shape[-1])
+      value = loss_fn(logits=logits, labels=image)
+      value += segmentation_weight * losses.segmentation(
+        logits=classes, labels=one_hot
+      )
     return value, ({'loss': value}, variables)
 
   def predict(variables, image):

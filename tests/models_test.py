@@ -72,6 +72,27 @@ def test_autoencoder_has_the_published_number_of_parameters(channels, expected):
   assert num_parameters(model, shape(1, 32, 32, channels)) == expected
 
 
+@pytest.mark.parametrize('blocks', [0, 2])
+@pytest.mark.parametrize('num_classes', [0, 3])
+def test_blocks_and_a_second_decoder_add_to_the_published_parts(
+  blocks, num_classes
+):
+  options = {'blocks': blocks, 'num_classes': num_classes}
+  model = autoencoder.Autoencoder(1, TINY, **options)
+  x = shape(2, 32, 32, 1)
+  plain = autoencoder.Autoencoder(1, TINY)
+  expected = num_parameters(plain, x)
+  expected += blocks * sum(9 * w * w + 2 * w for w in TINY)
+  if num_classes:
+    expected += num_parameters(autoencoder.Autoencoder(3, TINY), x)
+    expected -= num_parameters(autoencoder.Encoder(TINY), x)
+    (drawn, segmented), _ = abstract(model, x, method='reconstruct_and_segment')
+    assert (drawn.shape, segmented.shape) == ((2, 32, 32, 1), (2, 32, 32, 3))
+  assert num_parameters(model, x) == expected
+  latents, _ = abstract(model, x, method='encode')
+  assert shapes_of(latents) == shapes_of(abstract(plain, x, method='encode')[0])
+
+
 def test_mapping_has_the_published_number_of_parameters():
   latents = {'s3': shape(1, 8, 8, 64), 's4': shape(1, 4, 4, 128)}
   latents['b'] = shape(1, 2, 2, 256)
@@ -311,7 +332,10 @@ def test_which_output_depends_on_which_input(make, names, fuses):
 @pytest.mark.parametrize(
   'model, x',
   [
-    (autoencoder.Autoencoder(1, TINY, axis_name='batch'), shape(2, 32, 32, 1)),
+    (
+      autoencoder.Autoencoder(1, TINY, blocks=1, axis_name='batch'),
+      shape(2, 32, 32, 1),
+    ),
     (unet.UNet(2, width=2, depth=2, axis_name='batch'), shape(2, 8, 8, 1)),
     (mapping.MappingBlock(0.01, axis_name='batch'), latents_of()['s4']),
     (fused.FusedMapping((8, 8, 8), axis_name='batch'), latents_of()),

@@ -242,6 +242,26 @@ def test_an_augmented_image_is_its_own_target(seen):
   np.testing.assert_array_equal(image, target)
 
 
+def test_a_weight_adds_the_segmentation_of_the_same_augmented_pair():
+  class Segmenting(Identity):
+    def __call__(self, x, *, train):
+      return jnp.concatenate([x, -x, 0 * x], -1)
+
+    def reconstruct_and_segment(self, x, *, train):
+      return x, self(x, train=train)
+
+  def loss(make, model, **options):
+    task = make(model, augment=AUGMENT, **options)
+    key = jax.random.key(0)
+    return float(task.loss({}, batch_of(), key, train=True)[0])
+
+  image = loss(tasks.image_reconstruction, Identity())
+  mask = loss(tasks.segmentation, Segmenting(), num_classes=3)
+  both = loss(tasks.image_reconstruction, Segmenting(), segmentation_weight=0.3)
+  np.testing.assert_allclose(both, image + 0.3 * mask, rtol=1e-5)
+  assert 0.3 * mask > 0.1 * image
+
+
 def test_noise_is_relative_to_channels_and_differs_by_device(seen):
   task = tasks.mask_reconstruction(Identity(), num_classes=K, latent_noise=0.5)
   batch = batch_of(32)
@@ -394,6 +414,9 @@ def network(name):
   widths = (2, 2, 3, 3, 4)
   return {
     'image': autoencoder.Autoencoder(1, widths),
+    'image that segments': autoencoder.Autoencoder(
+      1, widths, blocks=1, num_classes=K
+    ),
     'mask': autoencoder.Autoencoder(K, widths),
     'segmentation': unet.UNet(K, width=2, depth=2),
     'mapping': mapping.MappingNetwork(0.01, relu=False),
@@ -402,7 +425,15 @@ def network(name):
 
 
 @pytest.mark.parametrize(
-  'name', ['image', 'mask', 'segmentation', 'mapping', 'fused']
+  'name',
+  [
+    'image',
+    'image that segments',
+    'mask',
+    'segmentation',
+    'mapping',
+    'fused',
+  ],
 )
 def test_the_networks_of_the_package_fit_their_tasks(name):
   images = {
@@ -421,6 +452,9 @@ def test_the_networks_of_the_package_fit_their_tasks(name):
   model = network(name)
   make = {
     'image': tasks.image_reconstruction,
+    'image that segments': functools.partial(
+      tasks.image_reconstruction, segmentation_weight=0.3
+    ),
     'mask': functools.partial(tasks.mask_reconstruction, num_classes=K),
     'segmentation': functools.partial(tasks.segmentation, num_classes=K),
   }.get(
@@ -445,7 +479,7 @@ def test_the_networks_of_the_package_fit_their_tasks(name):
     assert jax.tree.map(lambda z: z.shape, out) == {
       k: z.shape for k, z in latents.items()
     }
-  elif name == 'image':
+  elif name.startswith('image'):
     assert (out.shape, out.dtype) == ((2, 32, 32, 1), jnp.float32)
   else:
     assert (out.shape, out.dtype) == ((2, 32, 32), jnp.uint8)

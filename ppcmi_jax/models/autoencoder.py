@@ -104,10 +104,35 @@ class Stage(nn.Module):
     return nn.relu(x)
 
 
+class Residual(nn.Module):
+  """Adds a 3x3 convolution without bias and its BatchNorm to x, then ReLU."""
+
+  axis_name: str | None = None
+
+  @nn.compact
+  def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
+    y = nn.Conv(x.shape[-1], (3, 3), padding=1, use_bias=False, name='conv')(x)
+    y = nn.BatchNorm(
+      use_running_average=not train,
+      momentum=0.9,
+      epsilon=1e-5,
+      axis_name=self.axis_name,
+      name='norm',
+    )(y)
+    return nn.relu(x + y)
+
+
 class Encoder(nn.Module):
-  """Maps [B, H, W, C] to the latents s3, s4 and b; H and W divisible by 32."""
+  """Maps [B, H, W, C] to the latents s3, s4 and b; H and W divisible by 32.
+
+  Attributes:
+    widths: channels of the five stages.
+    blocks: residual convolutions behind each stage; none as published.
+    axis_name: pmap axis over which batch statistics are averaged, or None.
+  """
 
   widths: Sequence[int] = (16, 32, 64, 128, 256)
+  blocks: int = 0
   axis_name: str | None = None
 
   @nn.compact
@@ -122,6 +147,10 @@ class Encoder(nn.Module):
       x = Stage(width, axis_name=self.axis_name, name=f'stage{i + 1}')(
         x, train=train
       )
+      for j in range(self.blocks):
+        x = Residual(self.axis_name, name=f'block{i + 1}_{j + 1}')(
+          x, train=train
+        )
       stages.append(x)
     return {'s3': stages[2], 's4': stages[3], 'b': stages[4]}
 
@@ -167,8 +196,11 @@ class Autoencoder(nn.Module):
   Attributes:
     channels: channels in and out (1 or 3 for images, classes for masks).
     widths: channels of the five encoder stages.
-    skips: whether the decoder takes s4 and s3 in.
-    upsampling: of the decoder: 'bilinear' as published, or 'shuffle'.
+    skips: whether the decoders take s4 and s3 in.
+    upsampling: of the decoders: 'bilinear' as published, or 'shuffle'.
+    blocks: residual convolutions behind each stage of the encoder.
+    num_classes: K of a second decoder, which segments from the same latents;
+      0 for none, as published.
     axis_name: pmap axis over which batch statistics are averaged, or None.
   """
 
@@ -176,20 +208,25 @@ class Autoencoder(nn.Module):
   widths: Sequence[int] = (16, 32, 64, 128, 256)
   skips: bool = True
   upsampling: str = 'bilinear'
+  blocks: int = 0
+  num_classes: int = 0
   axis_name: str | None = None
 
   def setup(self):
-    self.encoder = Encoder(self.widths, self.axis_name)
-    self.decoder = Decoder(
-      self.channels,
-      self.widths,
-      self.skips,
-      self.upsampling,
-      self.axis_name,
+    self.encoder = Encoder(self.widths, self.blocks, self.axis_name)
+    self.decoder = self._decoder(self.channels)
+    if self.num_classes:
+      self.segmenter = self._decoder(self.num_classes)
+
+  def _decoder(self, channels):
+    return Decoder(
+      channels, self.widths, self.skips, self.upsampling, self.axis_name
     )
 
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Returns the logits [B, H, W, channels] of the input's reconstruction."""
+    if self.num_classes and self.is_initializing():
+      return self.reconstruct_and_segment(x, train=train)[0]
     return self.decode(self.encode(x, train=train), train=train)
 
   def encode(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
@@ -201,3 +238,16 @@ class Autoencoder(nn.Module):
   ) -> jax.Array:
     """Returns logits [B, H, W, channels] of latents."""
     return self.decoder(latents, train=train)
+
+  def segment(
+    self, latents: Mapping[str, jax.Array], *, train: bool
+  ) -> jax.Array:
+    """Returns the second decoder's logits [B, H, W, num_classes] of latents."""
+    return self.segmenter(latents, train=train)
+
+  def reconstruct_and_segment(
+    self, x: jax.Array, *, train: bool
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns the logits of both decoders for x [B, H, W, channels]."""
+    latents = self.encode(x, train=train)
+    return self.decode(latents, train=train), self.segment(latents, train=train)
