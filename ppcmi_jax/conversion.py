@@ -46,6 +46,7 @@ FIDELITY = {
   'upsampling': ('bilinear',),
   'image_blocks': (0,),
   'segmentation_weight': (0.0,),
+  'sensitivity': (False,),
   'mapping': ('mapping',),
   'standardise': (False,),
 }

@@ -20,6 +20,7 @@ from ppcmi_jax import (
   input_pipeline,
   learners,
   partitions,
+  sensitivity,
   splits,
 )
 from ppcmi_jax import (
@@ -188,6 +189,15 @@ def restore_hospital(
     )
     for modality in MODALITIES
   }
+  if config.sensitivity:
+    variables['mask'] = {
+      **variables['mask'],
+      'units': sensitivity.units(
+        autoencoders.mask_model,
+        variables['mask'],
+        data.hospitals[name]['train'].mask,
+      ),
+    }
   channel = enrolment.client_channel(
     config, workdir, name, autoencoders.latents
   )
@@ -279,7 +289,8 @@ def forget_old_contributions(
   """
   folder = workdir.messages(name)
   note = folder / 'autoencoders.sha256'
-  digest = checkpoints.digest((hospital.state.image, hospital.state.mask))
+  mask = {k: v for k, v in hospital.state.mask.items() if k != 'units'}
+  digest = checkpoints.digest((hospital.state.image, mask))
   if note.exists() and note.read_text() == digest:
     return
   if note.exists():

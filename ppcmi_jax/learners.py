@@ -136,7 +136,7 @@ class Learners(NamedTuple):
     image_task, mask_task: their tasks.
     latents: {modality: {scale: shape [1, h, w, C]}}.
     segment_alone: (variables of the image autoencoder, image) -> mask, by its
-      own second decoder; None where it has none.
+      own decoder; None where that tells no classes.
   """
 
   image_model: Any
@@ -202,11 +202,8 @@ def autoencoders(config: Any, *, channels: int, num_classes: int) -> Learners:
   )
 
   def segment_alone(variables, image):
-    _, logits = image_model.apply(
-      variables,
-      images.unit_image(image),
-      train=False,
-      method='reconstruct_and_segment',
+    logits = image_model.apply(
+      variables, images.unit_image(image), train=False, method='segment'
     )
     return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
 
@@ -281,6 +278,7 @@ def mapping(
     model,
     image_statistics=statistics['image'],
     mask_statistics=statistics['mask'],
+    weigh=config.sensitivity,
   )
   return task, _trainer(config, task, 'mapping', config.mapping_steps)
 

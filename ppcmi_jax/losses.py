@@ -61,14 +61,25 @@ def segmentation(*, logits: jax.Array, labels: jax.Array):
 
 
 def latent_mse(
-  *, predictions: Mapping[str, jax.Array], targets: Mapping[str, jax.Array]
+  *,
+  predictions: Mapping[str, jax.Array],
+  targets: Mapping[str, jax.Array],
+  weights: Mapping[str, jax.Array] | None = None,
 ):
   """Returns the sum over scales of the mean squared error of latents.
 
   The published mapping loss (METHOD.md section 2), in whatever units the
   latents have: those of the encoder, or standardised per channel.
+
+  Args:
+    predictions, targets: {scale: [B, h, w, C]}.
+    weights: of the squared errors, {scale: what broadcasts to these}; all one
+      if None.
   """
   return sum(
-    jnp.mean(jnp.square(predictions[name] - targets[name]))
+    jnp.mean(
+      jnp.square(predictions[name] - targets[name])
+      * (1.0 if weights is None else weights[name])
+    )
     for name in sorted(targets)
   )

@@ -123,8 +123,8 @@ def _segmentation(config, run, result):
     )
     if 'alone' in next(iter(result.values())):
       notes += (
-        '\nalone: Dice of the second decoder of its image autoencoder, which '
-        'needs neither server nor other hospitals.'
+        '\nalone: Dice of the masks that its own image autoencoder tells, '
+        'without server and other hospitals.'
       )
     for client, parts in result.items():
       weak = hospitals.weak_classes(run.data, client, parts['ceiling_train'])

@@ -91,6 +91,7 @@ def ablation(get_config: GetConfig, base: Any) -> list[Variant]:
     'bilinear decoders': {'upsampling': 'bilinear'},
     'no noise on mask latents': {'latent_noise': 0.0},
     'no mixing of mask latents': {'latent_mixing': 0.0},
+    'all errors of latents alike': {'sensitivity': False},
     'latents not standardised': {'standardise': False},
     'no augmented contributions': {'copies': 0},
     'float32 wire': {'wire_dtype': 'float32'},

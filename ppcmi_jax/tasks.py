@@ -82,15 +82,15 @@ def image_reconstruction(
 
   Reconstruction alone spends the latents on speckle and noise; what tells a
   small structure from its surroundings is little of the error. With a
-  segmentation weight the latents must also serve the model's second decoder,
-  which segments the hospital's own masks.
+  segmentation weight the model's decoder must also tell the classes of the
+  hospital's own masks.
 
   Args:
     model: an Autoencoder of the image's channels, with num_classes where there
       is a segmentation weight.
     official: whether to use the official code's loss.
     augment: keyword arguments of `augmentation.augment`, or None.
-    segmentation_weight: of the second decoder's loss beside the first's.
+    segmentation_weight: of the classes' loss beside the reconstruction's.
   """
   loss_fn = (
     losses.official_reconstruction if official else losses.image_reconstruction
@@ -234,6 +234,19 @@ class Statistics(NamedTuple):
       for name, z in latents.items()
     }
 
+  def weights(self, client):
+    """Returns {scale: [B, 1, 1, C]}: what undoes the standardisation's effect.
+
+    A squared error of standardised latents, so weighed, is that of latents in
+    their own units, times one number a client: the mean over scales is one.
+    """
+    squares = {name: jnp.square(std) for name, std in self.std.items()}
+    mean = sum(jnp.mean(s, -1) for s in squares.values()) / len(squares)
+    return {
+      name: (s / mean[:, None])[client][:, None, None]
+      for name, s in squares.items()
+    }
+
   def restore(self, latents, client):
     """Undoes `standardise`."""
     return {
@@ -248,6 +261,7 @@ def mapping(
   *,
   image_statistics: Statistics | None = None,
   mask_statistics: Statistics | None = None,
+  weigh: bool = False,
 ) -> Task:
   """Learns to map image latents to mask latents (METHOD.md section 2, step 3).
 
@@ -260,6 +274,8 @@ def mapping(
     model: a mapping network; without its final ReLU where statistics are used.
     image_statistics: of image latents, or None to map latents as they are.
     mask_statistics: of mask latents, given with image_statistics or not at all.
+    weigh: whether squared errors count in the units that mask latents came in,
+      which clients may choose (`sensitivity`), not in those of the statistics.
   """
   standardised = image_statistics is not None
   if standardised != (mask_statistics is not None):
@@ -301,12 +317,14 @@ def mapping(
     outputs, new = network(
       variables, batch['image'], batch['client'], dropout_key, train
     )
-    targets = unscale(batch['mask'])
+    targets, weights = unscale(batch['mask']), None
     if standardised:
-      targets = statistics(variables, 'mask').standardise(
-        targets, batch['client']
-      )
-    value = losses.latent_mse(predictions=outputs, targets=targets)
+      scaling, client = statistics(variables, 'mask'), batch['client']
+      targets = scaling.standardise(targets, client)
+      weights = scaling.weights(client) if weigh else None
+    value = losses.latent_mse(
+      predictions=outputs, targets=targets, weights=weights
+    )
     return value, ({'loss': value}, new)
 
   def predict(variables, latents, client):

@@ -23,7 +23,7 @@ FLOORS = {
   'augmentation intervals profiling checkpoints workdir command examples '
   'content_groups official_draws tables page_style',
   1: 'page keyed_channel sealed models datasets key_store official_metrics '
-  'splits partitions privacy_guarantee privacy_tables',
+  'splits partitions privacy_guarantee privacy_tables sensitivity',
   2: 'client server input_pipeline official score_table',
   3: 'tasks',
   4: 'train_step evaluators figures private_training',

@@ -349,6 +349,24 @@ def test_statistics_are_those_of_each_client():
     np.testing.assert_allclose(z, latents[name], rtol=1e-5, atol=1e-6)
 
 
+def test_weighed_errors_are_those_in_the_latents_own_units():
+  error = {
+    name: np.random.default_rng(3).normal(size=z.shape).astype(np.float32)
+    for name, z in latents_of(1).items()
+  }
+  weights = MASK_STATS.weights(CLIENT)
+  mean = np.mean([w[:, 0, 0].mean(-1) for w in weights.values()], axis=0)
+  np.testing.assert_allclose(mean, 1, rtol=1e-5)
+  for i in (0, 1):
+    one = i == CLIENT
+    ratios = []
+    for name, e in error.items():
+      own = np.square(e[one] * MASK_STATS.std[name][i])
+      weighed = np.square(e[one]) * weights[name][one]
+      ratios.append(own.mean() / weighed.mean())
+    np.testing.assert_allclose(ratios, ratios[0], rtol=1e-4)
+
+
 @pytest.mark.parametrize('others', [0, 1])
 def test_a_constant_channel_is_not_blown_up(others):
   z = others * np.float32(np.random.default_rng(0).normal(size=(9, 2, 2, 4)))

@@ -193,14 +193,16 @@ class Autoencoder(nn.Module):
   Official sizes are the defaults: 877,859 parameters with 3 channels, 877,281
   with 1 (METHOD.md section 2).
 
+  Where the variables hold a collection 'units', {scale: [C]}, latents are
+  measured in them: `encode` multiplies each channel, `decode` divides.
+
   Attributes:
     channels: channels in and out (1 or 3 for images, classes for masks).
     widths: channels of the five encoder stages.
-    skips: whether the decoders take s4 and s3 in.
-    upsampling: of the decoders: 'bilinear' as published, or 'shuffle'.
+    skips: whether the decoder takes s4 and s3 in.
+    upsampling: of the decoder: 'bilinear' as published, or 'shuffle'.
     blocks: residual convolutions behind each stage of the encoder.
-    num_classes: K of a second decoder, which segments from the same latents;
-      0 for none, as published.
+    num_classes: K classes that the decoder tells, too; 0 as published.
     axis_name: pmap axis over which batch statistics are averaged, or None.
   """
 
@@ -214,40 +216,48 @@ class Autoencoder(nn.Module):
 
   def setup(self):
     self.encoder = Encoder(self.widths, self.blocks, self.axis_name)
-    self.decoder = self._decoder(self.channels)
-    if self.num_classes:
-      self.segmenter = self._decoder(self.num_classes)
-
-  def _decoder(self, channels):
-    return Decoder(
-      channels, self.widths, self.skips, self.upsampling, self.axis_name
+    self.decoder = Decoder(
+      self.channels + self.num_classes,
+      self.widths,
+      self.skips,
+      self.upsampling,
+      self.axis_name,
     )
 
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     """Returns the logits [B, H, W, channels] of the input's reconstruction."""
-    if self.num_classes and self.is_initializing():
-      return self.reconstruct_and_segment(x, train=train)[0]
     return self.decode(self.encode(x, train=train), train=train)
 
   def encode(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
     """Returns the latents of x [B, H, W, channels], scaled to [0, 1]."""
-    return self.encoder(x, train=train)
+    latents = self.encoder(x, train=train)
+    return {name: z * self._unit(name) for name, z in latents.items()}
 
   def decode(
     self, latents: Mapping[str, jax.Array], *, train: bool
   ) -> jax.Array:
     """Returns logits [B, H, W, channels] of latents."""
-    return self.decoder(latents, train=train)
+    return self.decode_all(latents, train=train)[..., : self.channels]
 
-  def segment(
+  def decode_all(
     self, latents: Mapping[str, jax.Array], *, train: bool
   ) -> jax.Array:
-    """Returns the second decoder's logits [B, H, W, num_classes] of latents."""
-    return self.segmenter(latents, train=train)
+    """Returns logits [B, H, W, channels + num_classes] of latents."""
+    latents = {name: z / self._unit(name) for name, z in latents.items()}
+    return self.decoder(latents, train=train)
+
+  def segment(self, x: jax.Array, *, train: bool) -> jax.Array:
+    """Returns the logits [B, H, W, num_classes] for x [B, H, W, channels]."""
+    logits = self.decode_all(self.encode(x, train=train), train=train)
+    return logits[..., self.channels :]
 
   def reconstruct_and_segment(
     self, x: jax.Array, *, train: bool
   ) -> tuple[jax.Array, jax.Array]:
-    """Returns the logits of both decoders for x [B, H, W, channels]."""
-    latents = self.encode(x, train=train)
-    return self.decode(latents, train=train), self.segment(latents, train=train)
+    """Returns what a call and `segment` do."""
+    logits = self.decode_all(self.encode(x, train=train), train=train)
+    return logits[..., : self.channels], logits[..., self.channels :]
+
+  def _unit(self, name):
+    known = self.has_variable('units', name)
+    return self.get_variable('units', name) if known else 1.0
