@@ -11,7 +11,7 @@ import numpy as np
 import optax
 
 from ppcmi_jax import examples as examples_lib
-from ppcmi_jax import tasks
+from ppcmi_jax import processes, tasks
 
 
 class TrainState(NamedTuple):
@@ -78,6 +78,12 @@ def init_state(
   )
 
 
+@jax.jit
+def copy(variables: tasks.Variables) -> tasks.Variables:
+  """Returns arrays of their own, which the next step does not take over."""
+  return jax.tree.map(jnp.copy, variables)
+
+
 def replicate(state: TrainState) -> TrainState:
   """Places a state as the train step returns it, which costs nothing.
 
@@ -86,7 +92,33 @@ def replicate(state: TrainState) -> TrainState:
   """
   mesh = jax.sharding.Mesh(np.array(jax.devices()), ('batch',))
   everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-  return jax.device_put(state, everywhere)
+  if processes.count() == 1:
+    return jax.device_put(state, everywhere)
+
+  def place(x):
+    if isinstance(x, jax.Array) and not x.is_fully_addressable:
+      own = [shard.data for shard in x.addressable_shards]
+      return jax.make_array_from_single_device_arrays(x.shape, everywhere, own)
+    values = np.asarray(x)
+    return jax.make_array_from_callback(
+      values.shape, everywhere, lambda index: values[index]
+    )
+
+  return jax.tree.map(place, state)
+
+
+def share(state: TrainState | None, like: TrainState) -> TrainState:
+  """Places process 0's state, on all processes.
+
+  Args:
+    state: in process 0.
+    like: its shapes and dtypes.
+  """
+  if processes.count() > 1:
+    if not processes.is_first():
+      state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
+    state = processes.broadcast(jax.device_get(state))
+  return replicate(state)
 
 
 def make_train_step(task: tasks.Task, tx: optax.GradientTransformation):
@@ -139,10 +171,13 @@ def make_validation_loss(task: tasks.Task, batch_size: int):
   def mean_loss(variables, arrays):
     count = len(jax.tree.leaves(arrays)[0])
     total = 0.0
-    for start in range(0, count, batch_size):
+    if processes.count() > 1:  # each computes the loss of its own batches
+      variables = jax.tree.map(lambda x: x.addressable_data(0), variables)
+    starts = range(0, count, batch_size)
+    for start in starts[jax.process_index() :: processes.count()]:
       rows = np.arange(start, min(start + batch_size, count))
       batch = examples_lib.take(arrays, rows)
       total += len(rows) * float(loss(variables, batch))
-    return total / count
+    return processes.total(total) / count
 
   return mean_loss

@@ -16,7 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from ppcmi_jax import checkpoints, input_pipeline, tasks, train_step
+from ppcmi_jax import (
+  checkpoints,
+  input_pipeline,
+  processes,
+  tasks,
+  train_step,
+)
 from ppcmi_jax import examples as examples_lib
 
 
@@ -167,7 +173,6 @@ class Trainer:
     Raises:
       FloatingPointError: the loss is not finite; names the step.
     """
-    keeper = checkpoints.Checkpoints(directory, warn=warn)
     # The 'rbg' generator compiles in a tenth of the time of the default one.
     init_key = jax.random.key(seed, impl='rbg')
     step_key = jax.random.key(seed)
@@ -175,20 +180,28 @@ class Trainer:
       np.arange(len(jax.tree.leaves(train)[0])) if order is None else order
     )
     sample = examples_lib.take(train, np.arange(1))
-    state = keeper.restore(self.abstract_state(sample), move_aside=True)
-    if state is None:
-      state = self._init(init_key, sample)
-    state = train_step.replicate(state)
+    like = self.abstract_state(sample)
+    keeper = processes.first(
+      lambda: checkpoints.Checkpoints(directory, warn=warn)
+    )
+
+    def begin():
+      state = keeper.restore(like, move_aside=True)
+      return self._init(init_key, sample) if state is None else state
+
+    state = train_step.share(processes.first(begin), like)
     losses, step, done = [], int(state.step), self.is_done(state)
-    with contextlib.closing(keeper), tqdm.tqdm(
+    with contextlib.closing(keeper) if keeper else contextlib.nullcontext(), \
+    tqdm.tqdm(
       total=self._steps, initial=step, desc=title, unit='step',
-      mininterval=1.0, dynamic_ncols=True,
+      mininterval=1.0, dynamic_ncols=True, disable=not processes.is_first(),
     ) as bar:  # fmt: skip
       while not done:
         batch = input_pipeline.batch_at(
           train, step, order=order, batch_size=self._batch_size, seed=seed
         )
         state, metrics = self._train_step(state, batch, step_key)
+        processes.settle(metrics)
         losses.append(metrics['loss'])
         bar.update()
         step += 1
@@ -197,7 +210,8 @@ class Trainer:
         if step % self._eval_every == 0 or step == self._steps:
           state = self._validate(state, losses, valid, title, bar, log)
           losses = []
-          keeper.save(step, state)
+          if keeper:
+            keeper.save(step, state)
           done = self.is_done(state)
     return state
 
@@ -220,12 +234,13 @@ class Trainer:
       )
     row = {'loss': float(np.mean(losses)), 'valid_loss': valid_loss}
     bar.set_postfix({k: f'{v:.4f}' for k, v in row.items()})
-    log({'task': title, 'step': step, **row})
+    if processes.is_first():
+      log({'task': title, 'step': step, **row})
     if valid_loss < float(state.best_loss):
       state = state._replace(
-        best_variables=jax.tree.map(jnp.copy, state.variables),
-        best_loss=jnp.float32(valid_loss),
-        best_step=jnp.int32(step),
+        best_variables=train_step.copy(state.variables),
+        best_loss=np.float32(valid_loss),
+        best_step=np.int32(step),
       )
     return train_step.replicate(state)
 
