@@ -77,6 +77,7 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.weight_decay = 1e-4
   config.eval_every = 100
   config.patience = 8  # validations without a smaller loss
+  config.microbatches = 1  # parts of a batch, to save an accelerator's memory
 
   if method in SMALL_BASELINES:
     config.pooled = True  # False: each client alone

@@ -48,6 +48,7 @@ def check(config: Any) -> None:
     _check_choice(config, 'method', METHODS)
     _check_choice(config, 'schedule', ('constant', 'cosine'))
     positive = ['image_size', 'image_channels', 'eval_every', 'patience']
+    positive += ['microbatches']
     if config.method in BASELINES:
       positive += ['baseline_steps', 'baseline_batch_size']
       _baseline_model(config, num_classes=2)
@@ -139,6 +140,7 @@ def _trainer(config, task, learner, steps) -> training.Trainer:
     weight_decay=config.weight_decay,
     eval_every=config.eval_every,
     patience=config.patience,
+    microbatches=config.microbatches,
   )
 
 

@@ -81,8 +81,8 @@ def start(
     )
   except (ValueError, RuntimeError) as error:
     raise ValueError(
-      f'coordinator_address: {address} does not work ({error}); name '
-      '--coordinator_address, --num_processes and --process_id of each process'
+      f'coordinator_address: {address} does not work ({error}); give each '
+      'process HOST:PORT of process 0, --num_processes and --process_id'
     ) from None
   devices, own = jax.device_count(), jax.local_device_count()
   late.cancel()

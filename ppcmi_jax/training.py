@@ -38,6 +38,9 @@ class Trainer:
     batch_size: over all devices of all processes; divisible by their number.
     eval_every: steps between validations; each is followed by a checkpoint.
     patience: validations without a smaller loss before stopping early.
+    microbatches: parts that each device takes a batch in, where the whole does
+      not fit into its memory (`train_step.make_train_step`). Validation takes
+      as many examples at once as a part has.
   """
 
   def __init__(
@@ -51,11 +54,14 @@ class Trainer:
     weight_decay: float = 0.0,
     eval_every: int = 100,
     patience: int = 10,
+    microbatches: int = 1,
   ):
-    if batch_size % jax.device_count():
+    parts = jax.device_count() * microbatches
+    if batch_size % parts:
+      several = f' times {microbatches} microbatches' * (microbatches > 1)
       raise ValueError(
-        f'batch_size: expected a multiple of the {jax.device_count()} devices, '
-        f'found {batch_size}'
+        f'batch_size: expected a multiple of the {jax.device_count()} devices'
+        f'{several}, found {batch_size}'
       )
     self._task, self._steps = task, steps
     self._batch_size = batch_size
@@ -69,8 +75,10 @@ class Trainer:
     self._init = jax.jit(
       functools.partial(train_step.init_state, task, self._tx)
     )
-    self._train_step = train_step.make_train_step(task, self._tx)
-    self._validation_loss = train_step.make_validation_loss(task, batch_size)
+    self._train_step = train_step.make_train_step(task, self._tx, microbatches)
+    self._validation_loss = train_step.make_validation_loss(
+      task, batch_size // parts
+    )
 
   def restore(
     self,

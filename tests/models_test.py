@@ -349,6 +349,41 @@ def test_every_normalisation_shares_its_statistics(model, x):
     assert found == [('batch', True), ('batch', False)]
 
 
+@pytest.mark.parametrize(
+  'make, x',
+  [
+    (functools.partial(mapping.MappingBlock, width=0.01), latents_of()['s4']),
+    (functools.partial(fused.FusedMapping, widths=(4, 5, 6)), latents_of()),
+  ],
+)
+def test_remat_changes_neither_parameters_nor_numbers(make, x):
+  variables, found = variables_of(make(), x), []
+  for remat in (False, True):
+    model = make(remat=remat)
+
+    def loss(params, model=model):
+      outputs, updates = model.apply(
+        {**variables, 'params': params},
+        x,
+        train=True,
+        rngs={'dropout': jax.random.key(1)},
+        mutable=['batch_stats'],
+      )
+      return sum(jnp.sum(z**2) for z in jax.tree.leaves(outputs)), updates
+
+    shapes = jax.tree.structure(abstract(model, x)[1])
+    assert shapes == jax.tree.structure(variables)
+    traced = jax.jit(jax.value_and_grad(loss, has_aux=True)).trace(
+      variables['params']
+    )
+    text = str(traced.jaxpr)
+    assert ('checkpoint' in text or 'remat' in text) == remat
+    found.append(traced.lower().compile()(variables['params']))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-4), *found
+  )
+
+
 @pytest.mark.parametrize('depth, side', [(4, 16), (1, 6), (2, 4)])
 def test_unet_keeps_the_size(depth, side):
   model = unet.UNet(5, width=2, depth=depth)

@@ -61,7 +61,8 @@ def script(config_path):
       | {
         'JAX_PLATFORMS': 'cpu',
         'PYTHONWARNINGS': 'ignore',
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}',
+        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
+        '--xla_backend_optimization_level=0',
       },
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,

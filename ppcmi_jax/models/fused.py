@@ -64,6 +64,8 @@ class FusedMapping(nn.Module):
     norm: 'batch', or 'group', with which no example's answer depends on the
       batch's others, so that a gradient of one example exists (DP-SGD); the
       pyramid pooling, whose normalisation is BatchNorm, is left out then.
+    remat: whether a gradient computes each residual block once more instead of
+      keeping what is inside: less memory, more time, the same numbers.
   """
 
   widths: Sequence[int] = (96, 160, 256)
@@ -72,6 +74,7 @@ class FusedMapping(nn.Module):
   relu: bool = True
   axis_name: str | None = None
   norm: str = 'batch'
+  remat: bool = False
 
   @nn.compact
   def __call__(
@@ -83,10 +86,14 @@ class FusedMapping(nn.Module):
       )
 
     def level(x, features, name):
-      for i in range(self.blocks):
-        x = ResidualBlock(
-          features, self.axis_name, self.norm, name=f'{name}_{i}'
+      def block(number, x):
+        return ResidualBlock(
+          features, self.axis_name, self.norm, name=f'{name}_{number}'
         )(x, train=train)
+
+      for i in range(self.blocks):
+        of_one = lambda _, x, i=i: block(i, x)
+        x = layers.maybe_remat(of_one, self.remat)(self, x)
       return x
 
     skips, x = {}, None

@@ -10,10 +10,22 @@ Axes: B batch, H height, W width, C channels.
   [[0.0, 1.0], [2.0, 3.0]]
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import dtypes
+
+
+def maybe_remat(call: Callable[..., Any], remat: bool) -> Callable[..., Any]:
+  """Returns (module, *arrays) -> arrays, or what computes it twice.
+
+  With `remat` a gradient keeps the arguments alone and computes what is inside
+  once more. Parameters keep their names and places.
+  """
+  return nn.remat(call) if remat else call
 
 
 def depth_to_space(x: jax.Array) -> jax.Array:

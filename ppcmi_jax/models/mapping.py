@@ -111,6 +111,7 @@ class MappingBlock(nn.Module):
   relu: bool = True
   dropout: float = 0.2
   axis_name: str | None = None
+  remat: bool = False
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -118,15 +119,18 @@ class MappingBlock(nn.Module):
     scaled = lambda features: max(8, round(features * self.width))
 
     def conv(x, features, name):
-      x = nn.Conv(scaled(features), (3, 3), padding=1, name=f'{name}_conv')(x)
-      x = nn.leaky_relu(x, 0.1)
-      return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=1e-5,
-        axis_name=self.axis_name,
-        name=f'{name}_norm',
-      )(x)
+      def layers_of(_, x):
+        x = nn.Conv(scaled(features), (3, 3), padding=1, name=f'{name}_conv')(x)
+        x = nn.leaky_relu(x, 0.1)
+        return nn.BatchNorm(
+          use_running_average=not train,
+          momentum=0.9,
+          epsilon=1e-5,
+          axis_name=self.axis_name,
+          name=f'{name}_norm',
+        )(x)
+
+      return layers.maybe_remat(layers_of, self.remat)(self, x)
 
     def dropout(x):
       return nn.Dropout(
@@ -173,6 +177,8 @@ class MappingNetwork(nn.Module):
       standardised and the caller applies it after undoing that.
     dropout: rate of whole channels dropped at four places of each block.
     axis_name: pmap axis over which batch statistics are averaged, or None.
+    remat: whether a gradient computes the layers between convolutions once
+      more instead of keeping them: less memory, more time, the same numbers.
   """
 
   width: float = 1.0
@@ -180,6 +186,7 @@ class MappingNetwork(nn.Module):
   relu: bool = True
   dropout: float = 0.2
   axis_name: str | None = None
+  remat: bool = False
 
   @nn.compact
   def __call__(
@@ -192,6 +199,7 @@ class MappingNetwork(nn.Module):
         self.relu,
         self.dropout,
         self.axis_name,
+        self.remat,
         name=f'block_{name}',
       )(latents[name], train=train)
       for name in sorted(latents)
