@@ -145,8 +145,7 @@ def memory(size: sizes_lib.Size) -> Iterator[measure.Case]:
   count = size.step_batch or config.mapping_batch_size
   train, batch = optimizer(config), mapping_batch(size, count)
   for remat in (False, True):
-    with config.unlocked():
-      config.mapping_options.remat = remat
+    config.mapping_remat = remat
     task = mapping_task(size, config=config)
     for parts in (1, 4):
       name = f'mapping, {parts} microbatches' + ', remat' * remat

@@ -31,6 +31,8 @@ TRANSFORMS = {
   'official': official.TRANSFORM,
   'none': keyed.chain(),
 }
+# None computes in what comes in, float32.
+COMPUTE_DTYPES = {'float32': None, 'bfloat16': jnp.bfloat16}
 # What a protection can send: int8 needs latents that were mixed.
 WIRE_DTYPES = {
   'sealed': tuple(masking.DTYPES),
@@ -47,6 +49,7 @@ def check(config: Any) -> None:
   try:
     _check_choice(config, 'method', METHODS)
     _check_choice(config, 'schedule', ('constant', 'cosine'))
+    _check_choice(config, 'compute_dtype', tuple(COMPUTE_DTYPES))
     positive = ['image_size', 'image_channels', 'eval_every', 'patience']
     positive += ['microbatches']
     if config.method in BASELINES:
@@ -159,6 +162,7 @@ def autoencoders(config: Any, *, channels: int, num_classes: int) -> Learners:
     skips=config.skips,
     upsampling=config.upsampling,
     axis_name='batch',
+    dtype=COMPUTE_DTYPES[config.compute_dtype],
   )
   image_model = autoencoder(channels=channels)
   mask_model = autoencoder(channels=num_classes)
@@ -224,6 +228,8 @@ def _mapping_model(config):
     options,
     'mapping_options',
     relu=not config.standardise,
+    remat=config.mapping_remat,
+    dtype=COMPUTE_DTYPES[config.compute_dtype],
   )
 
 
@@ -254,6 +260,7 @@ def _baseline_model(config, num_classes):
     config.baseline_options,
     'baseline_options',
     num_classes=num_classes,
+    dtype=COMPUTE_DTYPES[config.compute_dtype],
   )
 
 

@@ -28,6 +28,13 @@ def maybe_remat(call: Callable[..., Any], remat: bool) -> Callable[..., Any]:
   return nn.remat(call) if remat else call
 
 
+def as_float32(tree: Any, dtype: Any) -> Any:
+  """Returns what leaves a model that computes in `dtype`, if that is set."""
+  if dtype is None:
+    return tree
+  return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+
+
 def depth_to_space(x: jax.Array) -> jax.Array:
   """Turns [B, H, W, 4C] into [B, 2H, 2W, C]: 4 channels become 2x2 pixels."""
   batch, height, width, channels = x.shape
@@ -45,9 +52,11 @@ class ConvTranspose2x2(nn.Module):
 
   Attributes:
     features: output channels.
+    dtype: what is computed in; None for that of the inputs.
   """
 
   features: int
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -58,7 +67,7 @@ class ConvTranspose2x2(nn.Module):
       (2, 2, channels, self.features),
     )
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    x, kernel, bias = dtypes.promote_dtype(x, kernel, bias)
+    x, kernel, bias = dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     # A correlation with the dilated input meets its kernel backwards.
     kernel = kernel[::-1, ::-1].transpose(2, 0, 1, 3)
     return depth_to_space(x @ kernel.reshape(channels, -1)) + bias
@@ -108,7 +117,12 @@ class DepthwiseConv3x3(nn.Module):
 
   Equals `nn.Conv(C, (3, 3), padding=1, feature_group_count=C, use_bias=False)`,
   the parameter and its initial value included.
+
+  Attributes:
+    dtype: what is computed in; None for that of the inputs.
   """
+
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -116,7 +130,7 @@ class DepthwiseConv3x3(nn.Module):
     kernel = self.param(
       'kernel', nn.initializers.lecun_normal(), (3, 3, 1, channels)
     )
-    x, kernel = dtypes.promote_dtype(x, kernel)
+    x, kernel = dtypes.promote_dtype(x, kernel, dtype=self.dtype)
     # The padded input is held for the gradient: time is bought with memory.
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return sum(
