@@ -41,6 +41,12 @@ _LOST = (
   'them again: training continues from the last checkpoint'
 )
 
+_TOO_LARGE = (
+  "a device's memory is too small; take each batch in parts, with "
+  '--config.microbatches=2 or more, or smaller batches of the configuration, '
+  'and a new --workdir, as that is another run'
+)
+
 
 def get_config(method: str) -> Any:
   """Returns what the configuration file of --config has for another method.
@@ -89,7 +95,9 @@ def _run(call: Callable[[Any, str], Any], several_processes: bool) -> None:
   except jax.errors.JaxRuntimeError as error:
     if processes.is_lost(error):
       _fail(f'{_LOST} ({error})')
-    _fail(f'the device failed, a smaller batch may fit: {error}')
+    if 'RESOURCE_EXHAUSTED' in str(error):
+      _fail(f'{_TOO_LARGE} ({error})')
+    _fail(f'the device failed: {error}')
   except (ValueError, FloatingPointError, OSError, MemoryError) as error:
     _fail(f'{_LOST} ({error})' if processes.is_lost(error) else error)
 

@@ -8,6 +8,7 @@ import socket
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -15,7 +16,7 @@ import orbax.checkpoint as ocp
 import pytest
 import training_test
 
-from ppcmi_jax import collaboration, processes
+from ppcmi_jax import collaboration, command, processes
 
 ROOT = pathlib.Path(__file__).parent.parent
 # What compiles in seconds: a U-Net of one level, or a single client.
@@ -233,3 +234,22 @@ def test_one_process_is_the_call_itself():
   processes.check_shared('/nowhere')
   with pytest.raises(KeyError, match='own'):
     processes.first(lambda: {}['own'])
+
+
+@pytest.mark.parametrize(
+  'error, words',
+  [
+    ('RESOURCE_EXHAUSTED: Out of memory', '--config.microbatches=2'),
+    ('INTERNAL: something else', 'the device failed: INTERNAL'),
+  ],
+)
+def test_a_device_that_fails_is_one_line(monkeypatch, capsys, error, words):
+  def call(config, workdir):
+    raise jax.errors.JaxRuntimeError(error)
+
+  monkeypatch.setattr(command, '_CONFIG', types.SimpleNamespace(value=None))
+  monkeypatch.setattr(command, '_WORKDIR', types.SimpleNamespace(value=None))
+  monkeypatch.setattr(command, '_join', lambda several: None)
+  with pytest.raises(SystemExit):
+    command._run(call, False)
+  assert words in capsys.readouterr().err
