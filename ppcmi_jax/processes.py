@@ -65,7 +65,7 @@ def start(
   if hasattr(jax.config, 'jax_enable_preemption_service'):
     # It would swallow SIGTERM, which ends a run as well as any.
     jax.config.update('jax_enable_preemption_service', False)
-  who = 'the others' if number == 0 else f'process 0 at {address}'
+  who = f'process 0 at {address}' if number else 'the others'
   late = threading.Timer(
     timeout_s,
     leave,
