@@ -3,4 +3,4 @@
 from ppcmi_jax import collaboration, command
 
 if __name__ == '__main__':
-  command.run(collaboration.train)
+  command.run(collaboration.train, several_processes=True)

@@ -47,7 +47,9 @@ def latents_of(shapes: Any, batch: int) -> dict[str, jax.Array]:
   }
 
 
-def mapping_task(size: sizes_lib.Size, clients: int = 1) -> tasks.Task:
+def mapping_task(
+  size: sizes_lib.Size, clients: int = 1, config: Any = None
+) -> tasks.Task:
   """Returns the server's task, with statistics of nothing in particular."""
   latents = size.learners().latents
   statistics = {
@@ -57,7 +59,7 @@ def mapping_task(size: sizes_lib.Size, clients: int = 1) -> tasks.Task:
     )
     for modality, of in latents.items()
   }
-  return learners.mapping(size.method(), statistics)[0]
+  return learners.mapping(config or size.method(), statistics)[0]
 
 
 def mapping_batch(size: sizes_lib.Size, batch: int) -> dict[str, Any]:
@@ -137,6 +139,26 @@ def steps(size: sizes_lib.Size) -> Iterator[measure.Case]:
     yield step(method, task, optimizer(config), pair)
 
 
+def memory(size: sizes_lib.Size) -> Iterator[measure.Case]:
+  """Yields training steps in ways that trade time for memory."""
+  config = size.method()
+  count = size.step_batch or config.mapping_batch_size
+  train, batch = optimizer(config), mapping_batch(size, count)
+  for remat in (False, True):
+    config.mapping_remat = remat
+    task = mapping_task(size, config=config)
+    for parts in (1, 4):
+      name = f'mapping, {parts} microbatches' + ', remat' * remat
+      yield step(name, task, train, batch, microbatches=parts)
+  config = size.config('unet')
+  task, _ = learners.baseline(config, num_classes=size.num_classes)
+  count = size.step_batch or config.baseline_batch_size
+  pair = {'image': size.images(count), 'mask': size.masks(count)}
+  for parts in (1, 4):
+    name = f'unet, {parts} microbatches'
+    yield step(name, task, optimizer(config), pair, microbatches=parts)
+
+
 def optimizer(config: Any) -> optax.GradientTransformation:
   """Returns the optimiser of a configuration, somewhere in its schedule."""
   return train_step.optimizer(
@@ -153,6 +175,7 @@ def step(
   tx: optax.GradientTransformation,
   batch: dict[str, Any],
   variables: tasks.Variables | None = None,
+  microbatches: int = 1,
 ) -> measure.Case:
   """Returns the case of one training step.
 
@@ -162,15 +185,17 @@ def step(
     tx: its optimiser, some Adam.
     batch: without 'slot', [B, ...].
     variables: to begin with; random ones if None.
+    microbatches: parts that a device takes its share in.
 
   Raises:
     ValueError: the devices can't share the batch.
   """
   count = len(jax.tree.leaves(batch)[0])
   devices = jax.local_device_count()
-  if count % devices:
+  if count % (devices * microbatches):
     raise ValueError(
-      f'step_batch: expected a multiple of {devices} devices, found {count}'
+      f'step_batch: expected a multiple of {devices} devices times '
+      f'{microbatches} microbatches, found {count}'
     )
   batch = {**batch, 'slot': np.arange(count, dtype=np.int32)}
   sample = jax.tree.map(lambda x: x[:1], batch)
@@ -187,7 +212,8 @@ def step(
   batch = jax.tree.map(
     lambda x: np.reshape(x, (devices, count // devices, *x.shape[1:])), batch
   )
-  train, key = train_step.make_train_step(task, tx), jax.random.key(0)
+  train = train_step.make_train_step(task, tx, microbatches)
+  key = jax.random.key(0)
   costs = {name: measure.cost(train, state, batch, key)}
   kept = [state]
 

@@ -6,6 +6,7 @@ SECTIONS = {
   'query': query.journey,
   'networks': networks.networks,
   'steps': networks.steps,
+  'memory': networks.memory,
   'pipeline': host.pipeline,
   'transform': messages.transform,
   'wire': messages.carry,

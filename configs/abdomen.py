@@ -77,6 +77,8 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.weight_decay = 1e-4
   config.eval_every = 100
   config.patience = 8  # validations without a smaller loss
+  config.compute_dtype = 'float32'  # or 'bfloat16', for accelerators
+  config.microbatches = 1  # parts of a batch, to save an accelerator's memory
 
   if method in SMALL_BASELINES:
     config.pooled = True  # False: each client alone
@@ -105,6 +107,7 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.copies = 24  # augmented contributions of each pair, beside itself
   config.mapping = 'fused_mapping'
   config.mapping_options = {'widths': (96, 160, 256)}
+  config.mapping_remat = False  # less of an accelerator's memory, more time
   config.standardise = True
   config.mapping_batch_size = 16
   config.mapping_learning_rate = 3e-3

@@ -17,6 +17,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from absl import logging
 
+from ppcmi_jax import processes
+
 
 def digest(tree: Any) -> str:
   """Returns the SHA-256 of a tree's paths, dtypes, shapes and bytes, as hex."""
@@ -31,6 +33,9 @@ def digest(tree: Any) -> str:
 
 class Checkpoints:
   """The checkpoints of one task: `<directory>/<step>`, the newest two kept.
+
+  With several processes, process 0 has them and the others make none: a state
+  is the same on all, and whoever is left can stop without waiting for the rest.
 
   Args:
     directory: created where it is missing.
@@ -48,13 +53,19 @@ class Checkpoints:
   ):
     self._directory = pathlib.Path(directory).absolute()
     self._warn = warn
+    several = processes.count() > 1
+    if several and not read_only:
+      self._directory.mkdir(parents=True, exist_ok=True)
     self._manager = ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
         max_to_keep=None if read_only else 2,
-        create=not read_only,
+        create=not read_only and not several,
         # Orbax's own read_only would warn each time that it is.
         cleanup_tmp_directories=not read_only,
+        multiprocessing_options=ocp.options.MultiprocessingOptions(
+          active_processes={0} if several else None
+        ),
       ),
       item_names=('state', 'meta'),
     )
@@ -73,11 +84,15 @@ class Checkpoints:
         f'are needed, {free / 2**20:.1f} MiB are free on the disk; make room '
         'and start again: training continues from the last checkpoint'
       )
+    values = jax.device_get(state)
     self._manager.save(
       step,
       args=ocp.args.Composite(
-        state=ocp.args.StandardSave(state),
-        meta=ocp.args.JsonSave({'sha256': digest(jax.device_get(state))}),
+        # Of arrays on other processes' devices, all would have to save.
+        state=ocp.args.StandardSave(
+          state if processes.count() == 1 else values
+        ),
+        meta=ocp.args.JsonSave({'sha256': digest(values)}),
       ),
     )
 

@@ -6,6 +6,7 @@ the mapping network from those files alone. `restore` gives the trained
 clients and server back. All of it resumes wherever it stopped.
 """
 
+import contextlib
 import functools
 import pathlib
 from collections.abc import Callable, Mapping
@@ -22,6 +23,7 @@ from ppcmi_jax import (
   input_pipeline,
   learners,
   privacy_guarantee,
+  processes,
   server_training,
   tasks,
 )
@@ -84,10 +86,15 @@ def train(config: Any, path: str | pathlib.Path) -> None:
     FloatingPointError: a loss became NaN or infinite.
   """
   learners.check(config)
-  workdir = workdir_lib.Workdir(path, config.to_dict())
-  with workdir.lock():
-    data = hospitals.load_data(config, workdir)
-    print(data.table, flush=True)
+  workdir = processes.in_turn(
+    lambda: workdir_lib.Workdir(path, config.to_dict())
+  )
+  processes.check_shared(workdir.path)
+  with contextlib.ExitStack() as stack:
+    processes.first(lambda: stack.enter_context(workdir.lock()))
+    data = processes.in_turn(lambda: hospitals.load_data(config, workdir))
+    if processes.is_first():
+      print(data.table, flush=True)
     if config.method in learners.BASELINES:
       _train_baseline(config, workdir, data)
     else:
@@ -133,7 +140,7 @@ def _train_ppcmi_sf(config, workdir, data):
       expected_batch=config.mapping_batch_size,
       delta=config.dp.delta,
     )
-  enrolment.enrol(config, workdir, names)
+  processes.first(lambda: enrolment.enrol(config, workdir, names))
   autoencoders = learners.autoencoders(
     config, channels=data.channels, num_classes=data.num_classes
   )
@@ -149,13 +156,7 @@ def _train_ppcmi_sf(config, workdir, data):
         log=workdir.log,
         warn=logging.warning,
       )
-  for name, parts in data.hospitals.items():
-    hospital = hospitals.restore_hospital(
-      config, workdir, data, autoencoders, name
-    )
-    hospitals.warn_of_weak_classes(data, name, hospital)
-    hospitals.forget_old_contributions(workdir, name, hospital)
-    hospitals.contribute(config, workdir, name, parts, hospital)
+  processes.first(lambda: _contribute(config, workdir, data, autoencoders))
   server_training.train(
     config,
     workdir,
@@ -163,6 +164,16 @@ def _train_ppcmi_sf(config, workdir, data):
     latents=autoencoders.latents,
     title=f'{count}/{count} mapping network, server',
   )
+
+
+def _contribute(config, workdir, data, autoencoders):
+  for name, parts in data.hospitals.items():
+    hospital = hospitals.restore_hospital(
+      config, workdir, data, autoencoders, name
+    )
+    hospitals.warn_of_weak_classes(data, name, hospital)
+    hospitals.forget_old_contributions(workdir, name, hospital)
+    hospitals.contribute(config, workdir, name, parts, hospital)
 
 
 def restore(config: Any, path: str | pathlib.Path) -> Collaboration:

@@ -11,6 +11,8 @@ import jax
 from absl import app, flags, logging
 from ml_collections import config_flags
 
+from ppcmi_jax import processes
+
 DEFAULT = 'configs/abdomen.py'
 _CONFIG = config_flags.DEFINE_config_file(
   'config',
@@ -21,6 +23,28 @@ _CONFIG = config_flags.DEFINE_config_file(
 )
 _WORKDIR = flags.DEFINE_string(
   'workdir', 'runs/abdomen', 'Folder of the run: checkpoints, keys, results.'
+)
+_ADDRESS = flags.DEFINE_string(
+  'coordinator_address',
+  None,
+  'HOST:PORT of process 0, where several train together; auto where a TPU pod, '
+  'SLURM or MPI says who takes part. They share --workdir.',
+)
+_COUNT = flags.DEFINE_integer('num_processes', None, 'Processes that train.')
+_NUMBER = flags.DEFINE_integer('process_id', None, 'Of this one, from 0.')
+_TIMEOUT = flags.DEFINE_integer(
+  'coordinator_timeout', 300, 'Seconds to wait for all to be there.', 1
+)
+
+_LOST = (
+  'another process of the run has ended or cannot be reached; start all of '
+  'them again: training continues from the last checkpoint'
+)
+
+_TOO_LARGE = (
+  "a device's memory is too small; take each batch in parts, with "
+  '--config.microbatches=2 or more, or smaller batches of the configuration, '
+  'and a new --workdir, as that is another run'
 )
 
 
@@ -45,28 +69,50 @@ def get_config(method: str) -> Any:
   return config
 
 
-def run(call: Callable[[Any, str], Any]) -> None:
+def run(
+  call: Callable[[Any, str], Any], *, several_processes: bool = False
+) -> None:
   """Parses the flags and calls `call(config, workdir)`.
 
-  Bad input (a ValueError of the library, an unusable flag or file, a full
-  disk) becomes one line on stderr and exit code 2; what was computed stays.
+  Where `several_processes` can do it together, flags may start them. Bad input
+  (a ValueError of the library, an unusable flag or file, a full disk) becomes
+  one line on stderr and exit code 2; what was computed stays.
   """
   jax.config.config_with_absl()
   if not any(flag.lstrip('-').split('=')[0] == 'config' for flag in sys.argv):
     # A default of the flag itself would be read, and might fail, on import.
     sys.argv.insert(1, f'--config={DEFAULT}')
-  app.run(lambda _: _run(call), flags_parser=_parse)
+  app.run(lambda _: _run(call, several_processes), flags_parser=_parse)
 
 
-def _run(call: Callable[[Any, str], Any]) -> None:
+def _run(call: Callable[[Any, str], Any], several_processes: bool) -> None:
   logging.set_verbosity(logging.WARNING)
   try:
     _keep_compiled()
+    _join(several_processes)
     call(_CONFIG.value, _WORKDIR.value)
-  except (ValueError, FloatingPointError, OSError, MemoryError) as error:
-    _fail(error)
+    processes.first(lambda: None)  # what it still writes, the others await
   except jax.errors.JaxRuntimeError as error:
-    _fail(f'the device failed, a smaller batch may fit: {error}')
+    if processes.is_lost(error):
+      _fail(f'{_LOST} ({error})')
+    if 'RESOURCE_EXHAUSTED' in str(error):
+      _fail(f'{_TOO_LARGE} ({error})')
+    _fail(f'the device failed: {error}')
+  except (ValueError, FloatingPointError, OSError, MemoryError) as error:
+    _fail(f'{_LOST} ({error})' if processes.is_lost(error) else error)
+
+
+def _join(several_processes: bool) -> None:
+  """Joins the other processes that the flags speak of."""
+  given = _ADDRESS.value, _COUNT.value, _NUMBER.value
+  if not several_processes and any(value is not None for value in given):
+    raise ValueError(
+      'coordinator_address, num_processes, process_id: this runs as one '
+      'process; start it once, without them'
+    )
+  processes.start(*given, timeout_s=_TIMEOUT.value)
+  if not processes.is_first():
+    logging.set_verbosity(logging.ERROR)  # process 0 warns for all
 
 
 def _parse(argv: Sequence[str]) -> list[str]:
@@ -95,6 +141,4 @@ def _keep_compiled() -> None:
 
 
 def _fail(error: Any) -> None:
-  line = ' '.join(str(error).split()) or type(error).__name__
-  print(f'{pathlib.Path(sys.argv[0]).name}: {line}', file=sys.stderr)
-  sys.exit(2)
+  processes.leave(' '.join(str(error).split()) or type(error).__name__)

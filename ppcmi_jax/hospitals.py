@@ -20,6 +20,7 @@ from ppcmi_jax import (
   input_pipeline,
   learners,
   partitions,
+  processes,
   sensitivity,
   splits,
 )
@@ -107,7 +108,8 @@ def load_data(config: Any, workdir: workdir_lib.Workdir) -> Data:
     warn=logging.warning,
   )
   names = _split(config, examples)
-  splits.write_split(workdir.path / 'split.csv', examples, names)
+  if processes.is_first():
+    splits.write_split(workdir.path / 'split.csv', examples, names)
   hospitals = partitions.partition(
     examples,
     names,

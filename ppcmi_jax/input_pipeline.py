@@ -18,7 +18,7 @@ import numpy as np
 import tqdm
 from absl import logging
 
-from ppcmi_jax import datasets, images
+from ppcmi_jax import datasets, images, processes
 from ppcmi_jax import examples as examples_lib
 
 Examples = examples_lib.Examples
@@ -103,7 +103,12 @@ def load(
     number = np.array([union.index(k) for k in some], np.uint8)
     vanished = np.zeros(len(some), int)
     with _readable(name, data_dir):
-      for case in tqdm.tqdm(source, desc=f'reading {name}', leave=False):
+      for case in tqdm.tqdm(
+        source,
+        desc=f'reading {name}',
+        leave=False,
+        disable=not processes.is_first(),
+      ):
         fitted = images.fit(case, size, windows[name])
         image[row] = fitted.pop('image')  # grey spreads over the channels
         mask[row] = number[fitted['mask']]

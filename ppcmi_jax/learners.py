@@ -33,6 +33,8 @@ TRANSFORMS = {
   'official': official.TRANSFORM,
   'none': keyed.chain(),
 }
+# None computes in what comes in, float32.
+COMPUTE_DTYPES = {'float32': None, 'bfloat16': jnp.bfloat16}
 # What a protection can send: int8 needs latents that were mixed.
 WIRE_DTYPES = {
   'sealed': tuple(masking.DTYPES),
@@ -49,7 +51,9 @@ def check(config: Any) -> None:
   try:
     _check_choice(config, 'method', METHODS)
     _check_choice(config, 'schedule', ('constant', 'cosine'))
+    _check_choice(config, 'compute_dtype', tuple(COMPUTE_DTYPES))
     positive = ['image_size', 'image_channels', 'eval_every', 'patience']
+    positive += ['microbatches']
     if config.method in BASELINES:
       positive += ['baseline_steps', 'baseline_batch_size']
       _baseline_model(config, num_classes=2)
@@ -161,6 +165,7 @@ def _trainer(config, task, learner, steps) -> training.Trainer:
     weight_decay=config.weight_decay,
     eval_every=config.eval_every,
     patience=config.patience,
+    microbatches=config.microbatches,
   )
 
 
@@ -179,6 +184,7 @@ def autoencoders(config: Any, *, channels: int, num_classes: int) -> Learners:
     skips=config.skips,
     upsampling=config.upsampling,
     axis_name='batch',
+    dtype=COMPUTE_DTYPES[config.compute_dtype],
   )
   image_model = autoencoder(
     channels=channels,
@@ -258,6 +264,8 @@ def _mapping_model(config):
     options,
     'mapping_options',
     relu=not config.standardise,
+    remat=config.mapping_remat,
+    dtype=COMPUTE_DTYPES[config.compute_dtype],
   )
 
 
@@ -289,6 +297,7 @@ def _baseline_model(config, num_classes):
     config.baseline_options,
     'baseline_options',
     num_classes=num_classes,
+    dtype=COMPUTE_DTYPES[config.compute_dtype],
   )
 
 

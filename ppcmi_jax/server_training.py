@@ -17,6 +17,7 @@ from ppcmi_jax import (
   input_pipeline,
   learners,
   private_training,
+  processes,
   tasks,
 )
 from ppcmi_jax import (
@@ -52,32 +53,26 @@ def train(
   Raises:
     ValueError: as `server.read_contributions` and `enrolment.server_channel`.
   """
-  channel = enrolment.server_channel(config, workdir, names, latents)
-  # As precise as what was sent; int8's numbers are not int8 once unmixed.
-  dtype = 'float16' if config.wire_dtype == 'int8' else config.wire_dtype
-  contributions = {
-    split: server_lib.read_contributions(
-      [
-        path
-        for name in names
-        for path in workdir.messages(name).glob(f'{split}-*.msg')
-      ],
-      channel=channel,
-      latents=latents,
-      dtype=jnp.dtype(dtype),
-    )
-    for split in ('train', 'valid')
-  }
+  # Process 0 keeps the keys of what it opens first, and moves epochs on; the
+  # others then only read what it kept.
+  contributions = processes.in_turn(
+    lambda: _read(config, workdir, names, latents)
+  )
   # Whose copy a pair is matters to privacy only.
   source, _ = (part.pop('source') for part in contributions.values())
   pairs = contributions['train']
+  processes.check_equal('contributions', len(pairs['client']))
   statistics = {
     modality: tasks.Statistics.of(pairs[modality], pairs['client'], len(names))
     for modality in latents
   }
   task, trainer = learners.mapping(config, statistics)
   if config.dp.noise_multiplier:
-    _fit_privately(config, workdir, task, trainer, pairs, source, title)
+    processes.first(
+      lambda: _fit_privately(
+        config, workdir, task, trainer, pairs, source, title
+      )
+    )
     return
   valid = contributions['valid']
   trainer.fit(
@@ -91,6 +86,26 @@ def train(
     warn=logging.warning,
     order=input_pipeline.balanced_order(pairs['client']),
   )
+
+
+def _read(config, workdir, names, latents):
+  """Returns {split: pairs}, as the message files have them."""
+  channel = enrolment.server_channel(config, workdir, names, latents)
+  # As precise as what was sent; int8's numbers are not int8 once unmixed.
+  dtype = 'float16' if config.wire_dtype == 'int8' else config.wire_dtype
+  return {
+    split: server_lib.read_contributions(
+      [
+        path
+        for name in names
+        for path in workdir.messages(name).glob(f'{split}-*.msg')
+      ],
+      channel=channel,
+      latents=latents,
+      dtype=jnp.dtype(dtype),
+    )
+    for split in ('train', 'valid')
+  }
 
 
 def _fit_privately(config, workdir, task, trainer, pairs, source, title):

@@ -16,7 +16,13 @@ import jax.numpy as jnp
 import numpy as np
 import tqdm
 
-from ppcmi_jax import checkpoints, input_pipeline, tasks, train_step
+from ppcmi_jax import (
+  checkpoints,
+  input_pipeline,
+  processes,
+  tasks,
+  train_step,
+)
 from ppcmi_jax import examples as examples_lib
 
 
@@ -32,6 +38,9 @@ class Trainer:
     batch_size: over all devices of all processes; divisible by their number.
     eval_every: steps between validations; each is followed by a checkpoint.
     patience: validations without a smaller loss before stopping early.
+    microbatches: parts that each device takes a batch in, where the whole does
+      not fit into its memory (`train_step.make_train_step`). Validation takes
+      as many examples at once as a part has.
   """
 
   def __init__(
@@ -45,11 +54,14 @@ class Trainer:
     weight_decay: float = 0.0,
     eval_every: int = 100,
     patience: int = 10,
+    microbatches: int = 1,
   ):
-    if batch_size % jax.device_count():
+    parts = jax.device_count() * microbatches
+    if batch_size % parts:
+      several = f' times {microbatches} microbatches' * (microbatches > 1)
       raise ValueError(
-        f'batch_size: expected a multiple of the {jax.device_count()} devices, '
-        f'found {batch_size}'
+        f'batch_size: expected a multiple of the {jax.device_count()} devices'
+        f'{several}, found {batch_size}'
       )
     self._task, self._steps = task, steps
     self._batch_size = batch_size
@@ -63,8 +75,10 @@ class Trainer:
     self._init = jax.jit(
       functools.partial(train_step.init_state, task, self._tx)
     )
-    self._train_step = train_step.make_train_step(task, self._tx)
-    self._validation_loss = train_step.make_validation_loss(task, batch_size)
+    self._train_step = train_step.make_train_step(task, self._tx, microbatches)
+    self._validation_loss = train_step.make_validation_loss(
+      task, batch_size // parts
+    )
 
   def restore(
     self,
@@ -167,7 +181,6 @@ class Trainer:
     Raises:
       FloatingPointError: the loss is not finite; names the step.
     """
-    keeper = checkpoints.Checkpoints(directory, warn=warn)
     # The 'rbg' generator compiles in a tenth of the time of the default one.
     init_key = jax.random.key(seed, impl='rbg')
     step_key = jax.random.key(seed)
@@ -175,20 +188,28 @@ class Trainer:
       np.arange(len(jax.tree.leaves(train)[0])) if order is None else order
     )
     sample = examples_lib.take(train, np.arange(1))
-    state = keeper.restore(self.abstract_state(sample), move_aside=True)
-    if state is None:
-      state = self._init(init_key, sample)
-    state = train_step.replicate(state)
+    like = self.abstract_state(sample)
+    keeper = processes.first(
+      lambda: checkpoints.Checkpoints(directory, warn=warn)
+    )
+
+    def begin():
+      state = keeper.restore(like, move_aside=True)
+      return self._init(init_key, sample) if state is None else state
+
+    state = train_step.share(processes.first(begin), like)
     losses, step, done = [], int(state.step), self.is_done(state)
-    with contextlib.closing(keeper), tqdm.tqdm(
+    with contextlib.closing(keeper) if keeper else contextlib.nullcontext(), \
+    tqdm.tqdm(
       total=self._steps, initial=step, desc=title, unit='step',
-      mininterval=1.0, dynamic_ncols=True,
+      mininterval=1.0, dynamic_ncols=True, disable=not processes.is_first(),
     ) as bar:  # fmt: skip
       while not done:
         batch = input_pipeline.batch_at(
           train, step, order=order, batch_size=self._batch_size, seed=seed
         )
         state, metrics = self._train_step(state, batch, step_key)
+        processes.settle(metrics)
         losses.append(metrics['loss'])
         bar.update()
         step += 1
@@ -197,7 +218,8 @@ class Trainer:
         if step % self._eval_every == 0 or step == self._steps:
           state = self._validate(state, losses, valid, title, bar, log)
           losses = []
-          keeper.save(step, state)
+          if keeper:
+            keeper.save(step, state)
           done = self.is_done(state)
     return state
 
@@ -220,12 +242,13 @@ class Trainer:
       )
     row = {'loss': float(np.mean(losses)), 'valid_loss': valid_loss}
     bar.set_postfix({k: f'{v:.4f}' for k, v in row.items()})
-    log({'task': title, 'step': step, **row})
+    if processes.is_first():
+      log({'task': title, 'step': step, **row})
     if valid_loss < float(state.best_loss):
       state = state._replace(
-        best_variables=jax.tree.map(jnp.copy, state.variables),
-        best_loss=jnp.float32(valid_loss),
-        best_step=jnp.int32(step),
+        best_variables=train_step.copy(state.variables),
+        best_loss=np.float32(valid_loss),
+        best_step=np.int32(step),
       )
     return train_step.replicate(state)
 

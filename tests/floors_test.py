@@ -20,10 +20,11 @@ ROOT = pathlib.Path(ppcmi_jax.__file__).parent
 # A new module gets a place here, as low as what it imports allows.
 FLOORS = {
   0: 'channel keyed keyring wire losses metrics images image_metrics '
-  'augmentation intervals profiling checkpoints workdir command examples '
+  'augmentation intervals profiling workdir processes examples '
   'content_groups official_draws tables page_style',
-  1: 'page keyed_channel sealed models datasets key_store official_metrics '
-  'splits partitions privacy_guarantee privacy_tables sensitivity',
+  1: 'checkpoints command page keyed_channel sealed models datasets key_store '
+  'official_metrics splits partitions privacy_guarantee privacy_tables '
+  'sensitivity',
   2: 'client server input_pipeline official score_table',
   3: 'tasks',
   4: 'train_step evaluators figures private_training',

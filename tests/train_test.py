@@ -342,6 +342,8 @@ def test_unknown_field_is_one_line(script, tmp_path):
   [
     ('wire_dtype', 'int4', 'float16'),
     ('eval_every', 0, 'at least 1'),
+    ('microbatches', 0, 'at least 1'),
+    ('compute_dtype', 'float16', 'bfloat16'),
     ('mapping', 'none', 'fused_mapping'),
     ('mapping', 'mapping', 'widths'),
     ('protection', 'rot13', 'klt'),

@@ -30,6 +30,14 @@ class Net(nn.Module):
     return nn.Conv(self.features, (1, 1))(nn.relu(x))
 
 
+class Convolution(nn.Module):
+  """No normalisation: an example's loss is its own."""
+
+  @nn.compact
+  def __call__(self, x, *, train):
+    return nn.Conv(1, (3, 3))(x)
+
+
 def task():
   return tasks.segmentation(Net(), num_classes=2)
 
@@ -189,6 +197,62 @@ def test_four_devices_give_the_losses_of_one():
   expected_losses, expected_stats = losses_of_steps()
   np.testing.assert_allclose(losses, expected_losses, rtol=1e-4)
   np.testing.assert_allclose(stats, expected_stats, rtol=1e-4, atol=1e-5)
+
+
+def one_step(one, microbatches):
+  """Returns the state and loss after a step of eight examples."""
+  tx = train_step.optimizer(learning_rate=0.1, steps=9, schedule='constant')
+  # Adam divides by the gradient's size: a plain step shows what it is.
+  tx = tx._replace(update=lambda grads, state, params: (grads, state))
+  data = arrays(8)
+  state = train_step.init_state(
+    one, tx, jax.random.key(0), examples_lib.take(data, np.arange(1))
+  )
+  before = jax.device_get(state.variables)
+  batch = input_pipeline.batch_at(
+    data, 0, order=np.arange(8), batch_size=8, seed=0
+  )
+  step = train_step.make_train_step(one, tx, microbatches)
+  state, metrics = step(state, batch, jax.random.key(1))
+  return before, batch, jax.device_get((state.variables, metrics['loss']))
+
+
+def test_the_parts_of_a_batch_give_its_gradient():
+  """Augmentation included, which is drawn for each example."""
+  one = tasks.image_reconstruction(Convolution(), augment={'gain': 0.1})
+  _, _, whole = one_step(one, 1)
+  _, _, parts = one_step(one, 4)
+  close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-6)
+  jax.tree.map(close, parts, whole)
+
+
+def test_each_part_of_a_batch_is_normalised_by_itself():
+  one = task()
+  before, batch, (after, value) = one_step(one, 2)
+  variables, values = before, []
+  for rows in (slice(0, 4), slice(4, 8)):
+    part = jax.tree.map(lambda x, rows=rows: x[0, rows], batch)
+    loss = jax.pmap(
+      lambda v, p: one.loss(v, p, jax.random.key(1), True),
+      axis_name='batch',
+      in_axes=(None, 0),
+      out_axes=None,
+    )
+    found, (_, variables) = loss(
+      variables, jax.tree.map(lambda x: x[None], part)
+    )
+    values.append(float(found))
+  np.testing.assert_allclose(value, np.mean(values), rtol=1e-5)
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6),
+    after['batch_stats'],
+    jax.device_get(variables['batch_stats']),
+  )
+
+
+def test_parts_that_a_batch_does_not_have_are_refused():
+  with pytest.raises(ValueError, match='1 devices times 3 microbatches'):
+    trainer(microbatches=3)
 
 
 def test_the_step_is_compiled_once(tmp_path, caplog):

@@ -20,6 +20,7 @@ B batch, H height, W width, C channels.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -31,7 +32,13 @@ STRIDE = 32  # five stages of stride 2
 
 
 def up_conv(
-  x: jax.Array, features: int, upsampling: str, *, use_bias: bool, name: str
+  x: jax.Array,
+  features: int,
+  upsampling: str,
+  *,
+  use_bias: bool,
+  name: str,
+  dtype: Any = None,
 ) -> jax.Array:
   """Doubles the sides of [B, H, W, C] and applies a 3x3 convolution.
 
@@ -47,6 +54,7 @@ def up_conv(
       detail of overlapping tents.
     use_bias: whether the convolution has a bias.
     name: of the convolution.
+    dtype: what it computes in.
 
   Raises:
     ValueError: an unknown upsampling.
@@ -61,6 +69,7 @@ def up_conv(
     (3, 3),
     padding=1,
     use_bias=use_bias,
+    dtype=dtype,
     name=name,
   )(x if shuffle else layers.upsample(x))
   return layers.depth_to_space(x) if shuffle else x
@@ -73,11 +82,13 @@ class Stage(nn.Module):
     features: output channels.
     upsampling: None to halve the sides, or how to double them (`up_conv`).
     axis_name: pmap axis over which batch statistics are averaged, or None.
+    dtype: what is computed in, such as bfloat16; None for that of the inputs.
   """
 
   features: int
   upsampling: str | None = None
   axis_name: str | None = None
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -88,17 +99,24 @@ class Stage(nn.Module):
         strides=2,
         padding=1,
         use_bias=False,
+        dtype=self.dtype,
         name='conv',
       )(x)
     else:
       x = up_conv(
-        x, self.features, self.upsampling, use_bias=False, name='conv'
+        x,
+        self.features,
+        self.upsampling,
+        use_bias=False,
+        dtype=self.dtype,
+        name='conv',
       )
     x = nn.BatchNorm(
       use_running_average=not train,
       momentum=0.9,
       epsilon=1e-5,
       axis_name=self.axis_name,
+      dtype=self.dtype,
       name='norm',
     )(x)
     return nn.relu(x)
@@ -108,15 +126,24 @@ class Residual(nn.Module):
   """Adds a 3x3 convolution without bias and its BatchNorm to x, then ReLU."""
 
   axis_name: str | None = None
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    y = nn.Conv(x.shape[-1], (3, 3), padding=1, use_bias=False, name='conv')(x)
+    y = nn.Conv(
+      x.shape[-1],
+      (3, 3),
+      padding=1,
+      use_bias=False,
+      dtype=self.dtype,
+      name='conv',
+    )(x)
     y = nn.BatchNorm(
       use_running_average=not train,
       momentum=0.9,
       epsilon=1e-5,
       axis_name=self.axis_name,
+      dtype=self.dtype,
       name='norm',
     )(y)
     return nn.relu(x + y)
@@ -134,6 +161,7 @@ class Encoder(nn.Module):
   widths: Sequence[int] = (16, 32, 64, 128, 256)
   blocks: int = 0
   axis_name: str | None = None
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
@@ -144,15 +172,20 @@ class Encoder(nn.Module):
       )
     stages = []
     for i, width in enumerate(self.widths):
-      x = Stage(width, axis_name=self.axis_name, name=f'stage{i + 1}')(
-        x, train=train
-      )
+      x = Stage(
+        width,
+        axis_name=self.axis_name,
+        dtype=self.dtype,
+        name=f'stage{i + 1}',
+      )(x, train=train)
       for j in range(self.blocks):
-        x = Residual(self.axis_name, name=f'block{i + 1}_{j + 1}')(
+        x = Residual(self.axis_name, self.dtype, name=f'block{i + 1}_{j + 1}')(
           x, train=train
         )
       stages.append(x)
-    return {'s3': stages[2], 's4': stages[3], 'b': stages[4]}
+    return layers.as_float32(
+      {'s3': stages[2], 's4': stages[3], 'b': stages[4]}, self.dtype
+    )
 
 
 class Decoder(nn.Module):
@@ -164,6 +197,7 @@ class Decoder(nn.Module):
     skips: whether s4 and s3 are concatenated on the way up.
     upsampling: 'bilinear' as published, or 'shuffle'; see `up_conv`.
     axis_name: pmap axis over which batch statistics are averaged, or None.
+    dtype: what is computed in, such as bfloat16; None for that of the inputs.
   """
 
   channels: int
@@ -171,6 +205,7 @@ class Decoder(nn.Module):
   skips: bool = True
   upsampling: str = 'bilinear'
   axis_name: str | None = None
+  dtype: Any = None
 
   @nn.compact
   def __call__(
@@ -179,12 +214,20 @@ class Decoder(nn.Module):
     skips = {1: latents['s4'], 2: latents['s3']} if self.skips else {}
     x = latents['b']
     for i, width in enumerate((*self.widths[3::-1],), start=1):
-      x = Stage(width, self.upsampling, self.axis_name, name=f'up{i}')(
-        x, train=train
-      )
+      x = Stage(
+        width, self.upsampling, self.axis_name, self.dtype, name=f'up{i}'
+      )(x, train=train)
       if i in skips:
         x = jnp.concatenate([x, skips[i]], axis=-1)
-    return up_conv(x, self.channels, self.upsampling, use_bias=True, name='out')
+    logits = up_conv(
+      x,
+      self.channels,
+      self.upsampling,
+      use_bias=True,
+      dtype=self.dtype,
+      name='out',
+    )
+    return layers.as_float32(logits, self.dtype)
 
 
 class Autoencoder(nn.Module):
@@ -204,6 +247,7 @@ class Autoencoder(nn.Module):
     blocks: residual convolutions behind each stage of the encoder.
     num_classes: K classes that the decoder tells, too; 0 as published.
     axis_name: pmap axis over which batch statistics are averaged, or None.
+    dtype: what is computed in, such as bfloat16; None for that of the inputs.
   """
 
   channels: int = 3
@@ -213,15 +257,17 @@ class Autoencoder(nn.Module):
   blocks: int = 0
   num_classes: int = 0
   axis_name: str | None = None
+  dtype: Any = None
 
   def setup(self):
-    self.encoder = Encoder(self.widths, self.blocks, self.axis_name)
+    self.encoder = Encoder(self.widths, self.blocks, self.axis_name, self.dtype)
     self.decoder = Decoder(
       self.channels + self.num_classes,
       self.widths,
       self.skips,
       self.upsampling,
       self.axis_name,
+      self.dtype,
     )
 
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:

@@ -23,23 +23,27 @@ Axes: B batch, H height, W width, C channels, T tokens, D features of a token.
 """
 
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
+from ppcmi_jax.models import layers
+
 STRIDE = 16  # of both encoders: four halvings, and patches of 16 x 16
 
 
 def batch_norm(
-  x: jax.Array, *, train: bool, axis_name: str | None, name: str
+  module: nn.Module, x: jax.Array, *, train: bool, name: str
 ) -> jax.Array:
-  """Normalises [B, H, W, C]; called inside a compact module, as its child."""
+  """Normalises [B, H, W, C] inside a module's compact method, as its child."""
   return nn.BatchNorm(
     use_running_average=not train,
     momentum=0.9,
     epsilon=1e-5,
-    axis_name=axis_name,
+    axis_name=module.axis_name,
+    dtype=module.dtype,
     name=name,
   )(x)
 
@@ -51,11 +55,13 @@ class ResidualBlock(nn.Module):
     features: output channels.
     stride: 2 to halve the sides, or 1.
     axis_name: pmap axis over which batch statistics are averaged, or None.
+    dtype: what is computed in, such as bfloat16; None for that of the inputs.
   """
 
   features: int
   stride: int = 1
   axis_name: str | None = None
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -66,11 +72,10 @@ class ResidualBlock(nn.Module):
         strides=stride,
         padding=size // 2,
         use_bias=False,
+        dtype=self.dtype,
         name=f'{name}_conv',
       )(x)
-      return batch_norm(
-        x, train=train, axis_name=self.axis_name, name=f'{name}_norm'
-      )
+      return batch_norm(self, x, train=train, name=f'{name}_norm')
 
     y = nn.relu(conv_norm(x, 3, self.stride, 'first'))
     y = conv_norm(y, 3, 1, 'second')
@@ -90,15 +95,19 @@ class TransformerBlock(nn.Module):
   """
 
   heads: int = 3
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    norm = lambda x, name: nn.LayerNorm(epsilon=1e-6, name=name)(x)
-    x = x + nn.MultiHeadDotProductAttention(self.heads, name='attention')(
-      norm(x, 'attention_norm')
+    dtype = self.dtype
+    norm = lambda x, name: nn.LayerNorm(1e-6, dtype, name=name)(x)
+    x = x + nn.MultiHeadDotProductAttention(
+      self.heads, dtype, force_fp32_for_softmax=True, name='attention'
+    )(norm(x, 'attention_norm'))
+    y = nn.Dense(4 * x.shape[-1], dtype=dtype, name='expand')(
+      norm(x, 'dense_norm')
     )
-    y = nn.Dense(4 * x.shape[-1], name='expand')(norm(x, 'dense_norm'))
-    return x + nn.Dense(x.shape[-1], name='contract')(
+    return x + nn.Dense(x.shape[-1], dtype=dtype, name='contract')(
       nn.gelu(y, approximate=False)
     )
 
@@ -109,22 +118,33 @@ class SqueezeExcitation(nn.Module):
   Hu et al., CVPR 2018, equations 2 to 4, with C / 16 hidden features.
   """
 
+  dtype: Any = None
+
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     channels = x.shape[-1]
     y = jnp.mean(x, axis=(1, 2), keepdims=True)
-    y = nn.Dense(channels // 16, use_bias=False, name='squeeze')(y)
-    y = nn.Dense(channels, use_bias=False, name='excite')(nn.relu(y))
+    dense = lambda features, name: nn.Dense(
+      features, use_bias=False, dtype=self.dtype, name=name
+    )
+    y = dense(channels // 16, 'squeeze')(y)
+    y = dense(channels, 'excite')(nn.relu(y))
     return x * nn.sigmoid(y)
 
 
 class FeatureAdaptation(nn.Module):
   """FAM: relu(conv3x3(x)) + relu(conv1x1(x)), [B, H, W, C] to the same."""
 
+  dtype: Any = None
+
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     conv = lambda size: nn.Conv(
-      x.shape[-1], (size, size), padding=size // 2, name=f'conv{size}'
+      x.shape[-1],
+      (size, size),
+      padding=size // 2,
+      dtype=self.dtype,
+      name=f'conv{size}',
     )
     return nn.relu(conv(3)(x)) + nn.relu(conv(1)(x))
 
@@ -134,24 +154,29 @@ class DecoderBlock(nn.Module):
 
   features: int
   axis_name: str | None = None
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     def norm_relu(x, name):
-      return nn.relu(
-        batch_norm(x, train=train, axis_name=self.axis_name, name=name)
-      )
+      return nn.relu(batch_norm(self, x, train=train, name=name))
 
     inner = x.shape[-1] // 4
-    x = norm_relu(nn.Conv(inner, (1, 1), name='reduce')(x), 'reduce_norm')
+    conv = lambda features, name: nn.Conv(
+      features, (1, 1), dtype=self.dtype, name=name
+    )
+    x = norm_relu(conv(inner, 'reduce')(x), 'reduce_norm')
     # PyTorch's padding=1, output_padding=1: twice the size.
     x = nn.ConvTranspose(
-      inner, (3, 3), strides=(2, 2), padding=((1, 2), (1, 2)), name='up'
+      inner,
+      (3, 3),
+      strides=(2, 2),
+      padding=((1, 2), (1, 2)),
+      dtype=self.dtype,
+      name='up',
     )(x)
     x = norm_relu(x, 'up_norm')
-    return norm_relu(
-      nn.Conv(self.features, (1, 1), name='expand')(x), 'expand_norm'
-    )
+    return norm_relu(conv(self.features, 'expand')(x), 'expand_norm')
 
 
 class FATNet(nn.Module):
@@ -175,6 +200,7 @@ class FATNet(nn.Module):
     fam_repeats: how often the module FAM of the skips at H/2, H/4 and H/8 is
       applied, each time with the same weights.
     axis_name: pmap axis over which batch statistics are averaged, or None.
+    dtype: what is computed in, such as bfloat16; None for that of the inputs.
   """
 
   num_classes: int
@@ -185,29 +211,33 @@ class FATNet(nn.Module):
   transformer_heads: int = 3
   fam_repeats: Sequence[int] = (6, 4, 2)
   axis_name: str | None = None
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     self._check(x)
     *fine, coarse = self._convolutions(x, train)
     coarse = jnp.concatenate([coarse, self._transformer(x)], axis=-1)
-    coarse = SqueezeExcitation(name='se')(coarse)
-    x = nn.Conv(8 * self.width, (1, 1), name='fuse')(coarse)
+    coarse = SqueezeExcitation(self.dtype, name='se')(coarse)
+    x = nn.Conv(8 * self.width, (1, 1), dtype=self.dtype, name='fuse')(coarse)
     for i in (2, 1, 0):
-      adapt = FeatureAdaptation(name=f'fam{i + 1}')
+      adapt = FeatureAdaptation(self.dtype, name=f'fam{i + 1}')
       skip = fine[i]
       for _ in range(self.fam_repeats[i]):  # with the same weights
         skip = adapt(skip)
       x = DecoderBlock(
-        self.width * 2**i, self.axis_name, name=f'decoder{i + 1}'
+        self.width * 2**i, self.axis_name, self.dtype, name=f'decoder{i + 1}'
       )(x, train=train)
       x = x + skip
     features = self.width // 2
-    x = nn.relu(
-      nn.ConvTranspose(features, (4, 4), strides=(2, 2), name='head_up')(x)
+    up = nn.ConvTranspose(
+      features, (4, 4), strides=(2, 2), dtype=self.dtype, name='head_up'
     )
-    x = nn.relu(nn.Conv(features, (3, 3), padding=1, name='head')(x))
-    return nn.Conv(self.num_classes, (3, 3), padding=1, name='out')(x)
+    conv = lambda features, name: nn.Conv(
+      features, (3, 3), padding=1, dtype=self.dtype, name=name
+    )
+    x = nn.relu(conv(features, 'head')(nn.relu(up(x))))
+    return layers.as_float32(conv(self.num_classes, 'out')(x), self.dtype)
 
   def _check(self, x):
     if x.ndim != 4 or x.shape[1] % STRIDE or x.shape[2] % STRIDE:
@@ -239,11 +269,15 @@ class FATNet(nn.Module):
   def _convolutions(self, x, train):
     """Returns features at H/2, H/4, H/8 and H/16; a stage doubles channels."""
     x = nn.Conv(
-      self.width, (7, 7), strides=2, padding=3, use_bias=False, name='stem_conv'
+      self.width,
+      (7, 7),
+      strides=2,
+      padding=3,
+      use_bias=False,
+      dtype=self.dtype,
+      name='stem_conv',
     )(x)
-    x = nn.relu(
-      batch_norm(x, train=train, axis_name=self.axis_name, name='stem_norm')
-    )
+    x = nn.relu(batch_norm(self, x, train=train, name='stem_norm'))
     stages = []
     for i, blocks in enumerate(self.blocks):
       for j in range(blocks):
@@ -251,6 +285,7 @@ class FATNet(nn.Module):
           self.width * 2**i,
           stride=2 if i and not j else 1,
           axis_name=self.axis_name,
+          dtype=self.dtype,
           name=f'stage{i + 1}_{j}',
         )(x, train=train)
       stages.append(x)
@@ -263,11 +298,14 @@ class FATNet(nn.Module):
       (STRIDE, STRIDE),
       strides=STRIDE,
       padding='VALID',
+      dtype=self.dtype,
       name='patch',
     )(x)
     batch, height, width, dim = x.shape
     x = x.reshape(batch, height * width, dim)
     for i in range(self.transformer_layers):
-      x = TransformerBlock(self.transformer_heads, name=f'transformer{i}')(x)
+      x = TransformerBlock(
+        self.transformer_heads, self.dtype, name=f'transformer{i}'
+      )(x)
     x = x.reshape(batch, height, width, dim)
-    return nn.Conv(8 * self.width, (1, 1), name='tokens')(x)
+    return nn.Conv(8 * self.width, (1, 1), dtype=self.dtype, name='tokens')(x)

@@ -8,6 +8,7 @@ finer one (top-down). Every level answers its own scale.
 """
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -24,6 +25,7 @@ class ResidualBlock(nn.Module):
   features: int
   axis_name: str | None = None
   norm: str = 'batch'
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -31,24 +33,38 @@ class ResidualBlock(nn.Module):
       if self.norm == 'group':
         # Groups of one channel at one position would be zero.
         groups = [n for n in (8, 4, 2) if self.features % (2 * n) == 0]
-        return nn.GroupNorm(num_groups=[*groups, 1][0], name=name)(x)
+        return nn.GroupNorm(
+          num_groups=[*groups, 1][0], dtype=self.dtype, name=name
+        )(x)
       return nn.BatchNorm(
         use_running_average=not train,
         momentum=0.9,
         epsilon=1e-5,
         axis_name=self.axis_name,
+        dtype=self.dtype,
         name=name,
       )(x)
 
     def conv(x, name):
       return nn.Conv(
-        self.features, (3, 3), padding=1, use_bias=False, name=name
+        self.features,
+        (3, 3),
+        padding=1,
+        use_bias=False,
+        dtype=self.dtype,
+        name=name,
       )(x)
 
     y = nn.relu(norm(conv(x, 'conv1'), 'norm1'))
     y = norm(conv(y, 'conv2'), 'norm2')
     if x.shape[-1] != self.features:
-      x = nn.Conv(self.features, (1, 1), use_bias=False, name='shortcut')(x)
+      x = nn.Conv(
+        self.features,
+        (1, 1),
+        use_bias=False,
+        dtype=self.dtype,
+        name='shortcut',
+      )(x)
     return nn.relu(x + y)
 
 
@@ -61,9 +77,12 @@ class FusedMapping(nn.Module):
     dropout: rate of whole channels dropped at the coarsest level.
     relu: whether outputs end in a ReLU; off where latents are standardised.
     axis_name: pmap axis over which batch statistics are averaged, or None.
+    dtype: what is computed in, such as bfloat16; None for that of the inputs.
     norm: 'batch', or 'group', with which no example's answer depends on the
       batch's others, so that a gradient of one example exists (DP-SGD); the
       pyramid pooling, whose normalisation is BatchNorm, is left out then.
+    remat: whether a gradient computes each residual block once more instead of
+      keeping what is inside: less memory, more time, the same numbers.
   """
 
   widths: Sequence[int] = (96, 160, 256)
@@ -72,6 +91,8 @@ class FusedMapping(nn.Module):
   relu: bool = True
   axis_name: str | None = None
   norm: str = 'batch'
+  remat: bool = False
+  dtype: Any = None
 
   @nn.compact
   def __call__(
@@ -83,10 +104,18 @@ class FusedMapping(nn.Module):
       )
 
     def level(x, features, name):
-      for i in range(self.blocks):
-        x = ResidualBlock(
-          features, self.axis_name, self.norm, name=f'{name}_{i}'
+      def block(number, x):
+        return ResidualBlock(
+          features,
+          self.axis_name,
+          self.norm,
+          self.dtype,
+          name=f'{name}_{number}',
         )(x, train=train)
+
+      for i in range(self.blocks):
+        of_one = lambda _, x, i=i: block(i, x)
+        x = layers.maybe_remat(of_one, self.remat)(self, x)
       return x
 
     skips, x = {}, None
@@ -99,6 +128,7 @@ class FusedMapping(nn.Module):
       self.widths[-1],
       pooling='pyramid' if self.norm == 'batch' else 'none',
       axis_name=self.axis_name,
+      dtype=self.dtype,
       name='context',
     )(x, train=train)
     x = nn.Dropout(
@@ -112,6 +142,12 @@ class FusedMapping(nn.Module):
         shape = (*skip.shape[:3], x.shape[-1])
         x = jax.image.resize(x, shape, method='bilinear')
       x = level(jnp.concatenate([x, skip], -1), features, f'up_{scale}')
-      out = nn.Conv(latents[scale].shape[-1], (1, 1), name=f'out_{scale}')(x)
+      out = nn.Conv(
+        latents[scale].shape[-1],
+        (1, 1),
+        dtype=self.dtype,
+        name=f'out_{scale}',
+      )(x)
+      out = layers.as_float32(out, self.dtype)
       outputs[scale] = nn.relu(out) if self.relu else out
     return outputs

@@ -15,6 +15,8 @@ Axes: B batch, H height, W width, C channels.
   (2, 32, 48, 3)
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -34,10 +36,12 @@ class GhostModule(nn.Module):
   Attributes:
     features: output channels, an even number.
     axis_name: pmap axis over which batch statistics are averaged, or None.
+    dtype: what is computed in, such as bfloat16; None for that of the inputs.
   """
 
   features: int
   axis_name: str | None = None
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -54,14 +58,23 @@ class GhostModule(nn.Module):
         momentum=0.9,
         epsilon=1e-5,
         axis_name=self.axis_name,
+        dtype=self.dtype,
         name=name,
       )(x)
       return nn.relu(x)
 
-    x = nn.Conv(half, (3, 3), padding=1, use_bias=False, name='primary_conv')(x)
+    x = nn.Conv(
+      half,
+      (3, 3),
+      padding=1,
+      use_bias=False,
+      dtype=self.dtype,
+      name='primary_conv',
+    )(x)
     primary = norm_relu(x, 'primary_norm')
     ghosts = norm_relu(
-      layers.DepthwiseConv3x3(name='ghost_conv')(primary), 'ghost_norm'
+      layers.DepthwiseConv3x3(self.dtype, name='ghost_conv')(primary),
+      'ghost_norm',
     )
     return jnp.concatenate([primary, ghosts], axis=-1)
 
@@ -81,20 +94,22 @@ class GhostUNet(nn.Module):
       64 is the published size.
     depth: poolings; H and W must be divisible by 2 ** depth.
     axis_name: pmap axis over which batch statistics are averaged, or None.
+    dtype: what is computed in, such as bfloat16; None for that of the inputs.
   """
 
   num_classes: int
   width: int = 64
   depth: int = 4
   axis_name: str | None = None
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     def double_ghost(x, features, name):
       for i in (1, 2):
-        x = GhostModule(features, self.axis_name, name=f'{name}_ghost{i}')(
-          x, train=train
-        )
+        x = GhostModule(
+          features, self.axis_name, self.dtype, name=f'{name}_ghost{i}'
+        )(x, train=train)
       return x
 
     return unet.contract_and_expand(
@@ -103,4 +118,5 @@ class GhostUNet(nn.Module):
       width=self.width,
       depth=self.depth,
       num_classes=self.num_classes,
+      dtype=self.dtype,
     )

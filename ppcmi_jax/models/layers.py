@@ -10,10 +10,29 @@ Axes: B batch, H height, W width, C channels.
   [[0.0, 1.0], [2.0, 3.0]]
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from flax.linen import dtypes
+
+
+def maybe_remat(call: Callable[..., Any], remat: bool) -> Callable[..., Any]:
+  """Returns (module, *arrays) -> arrays, or what computes it twice.
+
+  With `remat` a gradient keeps the arguments alone and computes what is inside
+  once more. Parameters keep their names and places.
+  """
+  return nn.remat(call) if remat else call
+
+
+def as_float32(tree: Any, dtype: Any) -> Any:
+  """Returns what leaves a model that computes in `dtype`, if that is set."""
+  if dtype is None:
+    return tree
+  return jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
 
 def depth_to_space(x: jax.Array) -> jax.Array:
@@ -33,9 +52,11 @@ class ConvTranspose2x2(nn.Module):
 
   Attributes:
     features: output channels.
+    dtype: what is computed in; None for that of the inputs.
   """
 
   features: int
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -46,7 +67,7 @@ class ConvTranspose2x2(nn.Module):
       (2, 2, channels, self.features),
     )
     bias = self.param('bias', nn.initializers.zeros, (self.features,))
-    x, kernel, bias = dtypes.promote_dtype(x, kernel, bias)
+    x, kernel, bias = dtypes.promote_dtype(x, kernel, bias, dtype=self.dtype)
     # A correlation with the dilated input meets its kernel backwards.
     kernel = kernel[::-1, ::-1].transpose(2, 0, 1, 3)
     return depth_to_space(x @ kernel.reshape(channels, -1)) + bias
@@ -96,7 +117,12 @@ class DepthwiseConv3x3(nn.Module):
 
   Equals `nn.Conv(C, (3, 3), padding=1, feature_group_count=C, use_bias=False)`,
   the parameter and its initial value included.
+
+  Attributes:
+    dtype: what is computed in; None for that of the inputs.
   """
+
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
@@ -104,7 +130,7 @@ class DepthwiseConv3x3(nn.Module):
     kernel = self.param(
       'kernel', nn.initializers.lecun_normal(), (3, 3, 1, channels)
     )
-    x, kernel = dtypes.promote_dtype(x, kernel)
+    x, kernel = dtypes.promote_dtype(x, kernel, dtype=self.dtype)
     # The padded input is held for the gradient: time is bought with memory.
     padded = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
     return sum(

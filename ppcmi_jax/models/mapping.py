@@ -8,6 +8,7 @@ same shapes.
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -48,11 +49,13 @@ class PyramidPooling(nn.Module):
       the official code does (METHOD.md section 3); 'none' returns the input
       as it is, for ablations, and needs as many features as that has.
     axis_name: pmap axis over which batch statistics are averaged, or None.
+    dtype: what is computed in, such as bfloat16; None for that of the inputs.
   """
 
   features: int
   pooling: str = 'pyramid'
   axis_name: str | None = None
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -71,12 +74,19 @@ class PyramidPooling(nn.Module):
       return x
 
     def conv_norm_relu(x, features, name):
-      x = nn.Conv(features, (1, 1), use_bias=False, name=f'{name}_conv')(x)
+      x = nn.Conv(
+        features,
+        (1, 1),
+        use_bias=False,
+        dtype=self.dtype,
+        name=f'{name}_conv',
+      )(x)
       x = nn.BatchNorm(
         use_running_average=not train,
         momentum=0.9,
         epsilon=1e-5,
         axis_name=self.axis_name,
+        dtype=self.dtype,
         name=f'{name}_norm',
       )(x)
       return nn.relu(x)
@@ -111,6 +121,8 @@ class MappingBlock(nn.Module):
   relu: bool = True
   dropout: float = 0.2
   axis_name: str | None = None
+  remat: bool = False
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -118,15 +130,25 @@ class MappingBlock(nn.Module):
     scaled = lambda features: max(8, round(features * self.width))
 
     def conv(x, features, name):
-      x = nn.Conv(scaled(features), (3, 3), padding=1, name=f'{name}_conv')(x)
-      x = nn.leaky_relu(x, 0.1)
-      return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=1e-5,
-        axis_name=self.axis_name,
-        name=f'{name}_norm',
-      )(x)
+      def layers_of(_, x):
+        x = nn.Conv(
+          scaled(features),
+          (3, 3),
+          padding=1,
+          dtype=self.dtype,
+          name=f'{name}_conv',
+        )(x)
+        x = nn.leaky_relu(x, 0.1)
+        return nn.BatchNorm(
+          use_running_average=not train,
+          momentum=0.9,
+          epsilon=1e-5,
+          axis_name=self.axis_name,
+          dtype=self.dtype,
+          name=f'{name}_norm',
+        )(x)
+
+      return layers.maybe_remat(layers_of, self.remat)(self, x)
 
     def dropout(x):
       return nn.Dropout(
@@ -135,7 +157,7 @@ class MappingBlock(nn.Module):
 
     def pyramid(x, name):
       return PyramidPooling(
-        scaled(512), self.pooling, self.axis_name, name=name
+        scaled(512), self.pooling, self.axis_name, self.dtype, name=name
       )(x, train=train)
 
     def pool(x):
@@ -157,7 +179,8 @@ class MappingBlock(nn.Module):
     u1 = dropout(conv(join(d3, d2), 128, 'u1'))
     u2 = dropout(conv(join(u1, d1), 256, 'u2'))
     u3 = pyramid(conv(join(u2, x), 512, 'u3'), 'ppm2')
-    out = nn.Conv(channels, (1, 1), name='out')(u3)
+    out = nn.Conv(channels, (1, 1), dtype=self.dtype, name='out')(u3)
+    out = layers.as_float32(out, self.dtype)
     return nn.relu(out) if self.relu else out
 
 
@@ -173,6 +196,9 @@ class MappingNetwork(nn.Module):
       standardised and the caller applies it after undoing that.
     dropout: rate of whole channels dropped at four places of each block.
     axis_name: pmap axis over which batch statistics are averaged, or None.
+    dtype: what is computed in, such as bfloat16; None for that of the inputs.
+    remat: whether a gradient computes the layers between convolutions once
+      more instead of keeping them: less memory, more time, the same numbers.
   """
 
   width: float = 1.0
@@ -180,6 +206,8 @@ class MappingNetwork(nn.Module):
   relu: bool = True
   dropout: float = 0.2
   axis_name: str | None = None
+  remat: bool = False
+  dtype: Any = None
 
   @nn.compact
   def __call__(
@@ -192,6 +220,8 @@ class MappingNetwork(nn.Module):
         self.relu,
         self.dropout,
         self.axis_name,
+        self.remat,
+        self.dtype,
         name=f'block_{name}',
       )(latents[name], train=train)
       for name in sorted(latents)

@@ -4,6 +4,7 @@ Padded convolutions with BatchNorm, as METHOD.md section 5 describes it.
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -21,23 +22,32 @@ class UNet(nn.Module):
       published size (31.04 M parameters with 3 channels in and out).
     depth: poolings; H and W must be divisible by 2 ** depth.
     axis_name: pmap axis over which batch statistics are averaged, or None.
+    dtype: what is computed in, such as bfloat16; None for that of the inputs.
   """
 
   num_classes: int
   width: int = 64
   depth: int = 4
   axis_name: str | None = None
+  dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     def double_conv(x, features, name):
       for i in (1, 2):
-        x = nn.Conv(features, (3, 3), padding=1, name=f'{name}_conv{i}')(x)
+        x = nn.Conv(
+          features,
+          (3, 3),
+          padding=1,
+          dtype=self.dtype,
+          name=f'{name}_conv{i}',
+        )(x)
         x = nn.BatchNorm(
           use_running_average=not train,
           momentum=0.9,
           epsilon=1e-5,
           axis_name=self.axis_name,
+          dtype=self.dtype,
           name=f'{name}_norm{i}',
         )(x)
         x = nn.relu(x)
@@ -49,6 +59,7 @@ class UNet(nn.Module):
       width=self.width,
       depth=self.depth,
       num_classes=self.num_classes,
+      dtype=self.dtype,
     )
 
 
@@ -59,6 +70,7 @@ def contract_and_expand(
   width: int,
   depth: int,
   num_classes: int,
+  dtype: Any = None,
 ) -> jax.Array:
   """Applies a U of blocks; to be called in a module's compact method.
 
@@ -68,6 +80,7 @@ def contract_and_expand(
     width: features of the first level; a level doubles them.
     depth: poolings.
     num_classes: output channels.
+    dtype: what is computed in; None for that of x.
 
   Raises:
     ValueError: H or W is not divisible.
@@ -86,6 +99,7 @@ def contract_and_expand(
   x = block(x, width * 2**depth, 'bottom')
   for i, skip in reversed(list(enumerate(skips))):
     features = width * 2**i
-    x = layers.ConvTranspose2x2(features, name=f'up{i}')(x)
+    x = layers.ConvTranspose2x2(features, dtype, name=f'up{i}')(x)
     x = block(jnp.concatenate([skip, x], -1), features, f'up{i}_double')
-  return nn.Conv(num_classes, (1, 1), name='out')(x)
+  logits = nn.Conv(num_classes, (1, 1), dtype=dtype, name='out')(x)
+  return layers.as_float32(logits, dtype)

@@ -1,0 +1,255 @@
+"""Several processes on one machine: they train as one, and end as one."""
+
+import importlib.util
+import os
+import pathlib
+import signal
+import socket
+import subprocess
+import sys
+import time
+import types
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+import pytest
+import training_test
+
+from ppcmi_jax import collaboration, command, processes
+
+ROOT = pathlib.Path(__file__).parent.parent
+# What compiles in seconds: a U-Net of one level, or a single client.
+CONFIG = """
+from configs import smoke
+
+def get_config(method='ppcmi_sf'):
+  config = smoke.get_config(method)
+  config.clients = ('1',)
+  config.eval_every = 2
+  if method == 'unet':
+    config.baseline_options = {'width': 4, 'depth': 1}
+    config.baseline_steps = 24
+  else:
+    config.image_steps = config.mask_steps = config.mapping_steps = 2
+  config.data_dir = DATA_DIR
+  return config
+"""
+
+
+@pytest.fixture(scope='module')
+def config_path(tmp_path_factory):
+  folder = tmp_path_factory.mktemp('config')
+  path = folder / 'tiny.py'
+  path.write_text(CONFIG.replace('DATA_DIR', repr(str(folder / 'data'))))
+  return path
+
+
+@pytest.fixture(scope='module')
+def script(config_path):
+  """Returns a function that starts a script, of one process or of several."""
+
+  def start(*flags, name='train.py', method='unet', devices=1):
+    return subprocess.Popen(
+      [
+        sys.executable,
+        str(ROOT / name),
+        f'--config={config_path}:{method}',
+        *flags,
+      ],
+      cwd=ROOT,
+      env=os.environ
+      | {
+        'JAX_PLATFORMS': 'cpu',
+        'PYTHONWARNINGS': 'ignore',
+        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
+        '--xla_backend_optimization_level=0',
+      },
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+
+  return start
+
+
+@pytest.fixture(scope='module')
+def pair(script):
+  """Returns a function that starts two processes of one run."""
+
+  def start(*workdirs, **options):
+    with socket.socket() as free:
+      free.bind(('127.0.0.1', 0))
+      port = free.getsockname()[1]
+    return [
+      script(
+        f'--workdir={workdir}',
+        f'--coordinator_address=127.0.0.1:{port}',
+        '--num_processes=2',
+        f'--process_id={i}',
+        **options,
+      )
+      for i, workdir in enumerate(workdirs)
+    ]
+
+  return start
+
+
+def finish(process, seconds=300):
+  """Returns exit code, stdout and stderr; no process is left behind."""
+  try:
+    out, err = process.communicate(timeout=seconds)
+  except subprocess.TimeoutExpired:
+    process.kill()
+    raise
+  return process.returncode, out, err
+
+
+def all_finish(started):
+  results = [finish(process) for process in started]
+  for code, _, err in results:
+    assert code == 0, err
+  return results
+
+
+def line_of(result):
+  """Returns the one line that says why a script was refused."""
+  code, _, err = result
+  assert code == 2 and 'Traceback' not in err, err
+  lines = [line for line in err.splitlines() if '.py: ' in line]
+  assert len(lines) == 1, err
+  return lines[0]
+
+
+def final_state(workdir, like=None):
+  """Returns what was saved last, wherever its devices were."""
+  if like is not None:
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like
+    )
+  folder = workdir / 'checkpoints' / 'segmentation'
+  with ocp.CheckpointManager(folder, item_names=('state', 'meta')) as manager:
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
+    return manager.restore(manager.latest_step(), args=args).state
+
+
+def test_one_killed_both_restarted_equals_uninterrupted(pair, script, tmp_path):
+  whole, killed, alone = (tmp_path / name for name in ('a', 'b', 'c'))
+  all_finish(pair(whole, whole))
+  rows = (whole / 'metrics.jsonl').read_text().splitlines()
+  assert len(rows) == 12  # of process 0 alone
+
+  first, second = pair(killed, killed)
+  deadline = time.monotonic() + 120
+  while not (killed / 'checkpoints' / 'segmentation' / '4').exists():
+    assert first.poll() is None and time.monotonic() < deadline
+    time.sleep(0.01)
+  second.send_signal(signal.SIGKILL)
+  finish(second)
+  line = line_of(finish(first, seconds=60))
+  assert 'another process of the run has ended' in line
+  assert int(max((killed / 'metrics.jsonl').read_text().count('\n'), 2)) < 12
+  all_finish(pair(killed, killed))
+  state = final_state(whole)
+  assert int(state['step']) == 24
+  jax.tree.map(np.testing.assert_array_equal, final_state(killed), state)
+
+  # One process of two devices draws and adds the same numbers. It came out
+  # the same to the bit here, which no other machine promises.
+  assert finish(script(f'--workdir={alone}', devices=2))[0] == 0
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5),
+    final_state(alone, like=state)['variables'],
+    state['variables'],
+  )
+
+
+def test_two_processes_train_the_whole_method(pair, config_path, tmp_path):
+  workdir = tmp_path / 'w'
+  (_, out, _), (_, silent, err) = all_finish(
+    pair(workdir, workdir, method='ppcmi_sf')
+  )
+  assert 'cases' in out and 'cases' not in silent
+  assert 'step/s' not in err
+  assert not list(workdir.glob('.shared-*'))
+  messages = list((workdir / 'messages' / '1').glob('*.msg'))
+  kept = list((workdir / 'secrets' / 'server' / 'kept').iterdir())
+  assert len(messages) == len(kept) > 2
+  spec = importlib.util.spec_from_file_location('tiny', config_path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  run = collaboration.restore(module.get_config(), workdir)
+  image = run.data.hospitals['1']['test'].image
+  assert run.predict['1'](image).shape == image.shape[:3]
+
+
+def test_a_workdir_that_is_not_shared_is_one_line(pair, tmp_path):
+  results = [finish(p) for p in pair(tmp_path / 'here', tmp_path / 'there')]
+  for result in results:
+    assert 'put --workdir on a disk that all processes share' in line_of(result)
+
+
+def test_a_coordinator_that_does_not_answer_is_one_line(script, tmp_path):
+  flags = ['--coordinator_address=127.0.0.1:9', '--num_processes=2']
+  flags += ['--process_id=1', '--coordinator_timeout=1']
+  result = finish(script(f'--workdir={tmp_path / "w"}', *flags))
+  assert 'no answer from process 0 at 127.0.0.1:9 within 1 s' in line_of(result)
+  assert not (tmp_path / 'w').exists()
+
+
+def test_evaluation_is_of_one_process(script, tmp_path):
+  flags = [f'--workdir={tmp_path}', '--num_processes=2', '--process_id=0']
+  result = finish(script(*flags, name='eval.py'))
+  assert 'start it once' in line_of(result)
+
+
+@pytest.mark.parametrize(
+  'arguments, words',
+  [
+    ((None, 2, None), 'num_processes: goes with --coordinator_address'),
+    ((None, None, 0), 'process_id: goes with --coordinator_address'),
+    (('host', 2, 0), "expected 'HOST:PORT' or 'auto', found 'host'"),
+    (('host:1', None, 0), 'needs --num_processes and --process_id'),
+    (('host:1', 2, 2), 'process_id: expected 0 to 1.*found 2 of 2'),
+    (('host:1', 2, -1), 'process_id: expected 0 to 1'),
+    (('host:1', 0, 0), 'num_processes'),
+    (('auto', 2, 0), 'num_processes: goes with'),
+  ],
+)
+def test_flags_that_do_not_go_together(arguments, words):
+  with pytest.raises(ValueError, match=words):
+    processes.start(*arguments)
+
+
+def test_a_batch_that_devices_cannot_share(monkeypatch):
+  monkeypatch.setattr(jax, 'device_count', lambda: 3)
+  with pytest.raises(ValueError, match='a multiple of the 3 devices, found 4'):
+    training_test.trainer(batch_size=4)
+
+
+def test_one_process_is_the_call_itself():
+  assert processes.first(lambda: 1) == processes.in_turn(lambda: 1) == 1
+  assert processes.total(0.1) == 0.1
+  processes.check_shared('/nowhere')
+  with pytest.raises(KeyError, match='own'):
+    processes.first(lambda: {}['own'])
+
+
+@pytest.mark.parametrize(
+  'error, words',
+  [
+    ('RESOURCE_EXHAUSTED: Out of memory', '--config.microbatches=2'),
+    ('INTERNAL: something else', 'the device failed: INTERNAL'),
+  ],
+)
+def test_a_device_that_fails_is_one_line(monkeypatch, capsys, error, words):
+  def call(config, workdir):
+    raise jax.errors.JaxRuntimeError(error)
+
+  monkeypatch.setattr(command, '_CONFIG', types.SimpleNamespace(value=None))
+  monkeypatch.setattr(command, '_WORKDIR', types.SimpleNamespace(value=None))
+  monkeypatch.setattr(command, '_join', lambda several: None)
+  with pytest.raises(SystemExit):
+    command._run(call, False)
+  assert words in capsys.readouterr().err
