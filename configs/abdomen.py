@@ -64,12 +64,12 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.clients = ()  # those who take part; all
   config.distance_unit = 'mm'  # 'pixels' where data have no spacing
   config.augment = {
-    'rotation_deg': 10.0,
-    'scale': 0.1,
-    'translation': 0.05,
-    'gamma': 0.2,
-    'gain': 0.1,
-    'probability': 0.5,  # contributions: all but each pair itself
+    'rotation_deg': 20.0,
+    'scale': 0.25,
+    'translation': 0.15,
+    'gamma': 0.3,
+    'gain': 0.2,
+    'probability': 0.9,  # contributions: all but each pair itself
   }
 
   # Optimisation
@@ -97,7 +97,7 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.autoencoder_learning_rate = 6e-3
   config.image_blocks = 1  # convolutions behind each stage of its encoder
   config.segmentation_weight = 0.3  # of masks in the image autoencoder's loss
-  config.image_steps = 500
+  config.image_steps = 1000
   config.mask_steps = 1500
   config.latent_noise = 0.1
   config.latent_mixing = 0.5

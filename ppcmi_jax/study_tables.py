@@ -36,16 +36,20 @@ def build(
     name,
     f'Study {name!r} on {config.dataset}, {config.image_size}x'
     f'{config.image_size}, test split.',
-    ['variant', 'Dice', *(f'of {name}' for name in names), 'HD95', 'ASD',
-     'worst structure', 'parameters', 'GFLOP', 'ms', 'KiB sent', 'minutes',
-     'leaves the hospital'],
+    ['variant', 'Dice', *(f'of {name}' for name in names), 'prior', 'alone',
+     'HD95', 'ASD', 'worst structure', 'parameters', 'GFLOP', 'ms', 'KiB sent',
+     'steps x batch', 'minutes', 'leaves the hospital'],
     rows,
     'Dice, HD95, ASD: mean over the structures, then over the clients, with a '
     '95 % bootstrap interval over subjects\nwhere there are two or more of '
-    'each client; they say nothing of another training run. worst structure: '
-    'lowest Dice\nof a client and structure. parameters, GFLOP: of a query. '
-    'ms: median of a query of batch 1. KiB sent: of a query,\none way. '
-    'minutes: of training, less what was copied from an earlier variant.',
+    'each client; they say nothing of another training run. prior: Dice of the '
+    'best\nconstant mask. alone: Dice of what the image autoencoder tells '
+    'without the server. worst structure: lowest Dice of\na client and '
+    'structure. parameters, GFLOP: of a query. ms: median of a query of batch '
+    '1. KiB sent: of a query, one\nway. steps x batch: of the image and the '
+    'mask autoencoder of each client, and of the mapping network; or of the\n'
+    'baseline. minutes: of training, less what was copied from an earlier '
+    'variant.',
   )  # fmt: skip
 
 
@@ -81,6 +85,7 @@ def _row(variant, config, results, names) -> list[Any]:
       else math.nan
       for name in names
     ),
+    *(_reference(segmentation, key) for key in ('shape_prior', 'alone')),
     means['hd95_mm'],
     means['asd_mm'],
     f'{worst[0]:.3f} ({worst[1]})',
@@ -88,9 +93,27 @@ def _row(variant, config, results, names) -> list[Any]:
     f'{sum(cost["flops"] or 0 for cost in costs) / 1e9:.2f}',
     f'{query["latency"]["total"]["p50_ms"]:.1f}',
     f'{sent / 1024:.1f}',
+    _budget(config),
     f'{results["minutes"]:.1f}',
     LEAVES[kind].format(protection=config.get('protection')),
   ]
+
+
+def _budget(config) -> str:
+  if config.method in learners.BASELINES:
+    return f'{config.baseline_steps} x {config.baseline_batch_size}'
+  batch = config.autoencoder_batch_size
+  return (
+    f'{config.image_steps} x {batch}, {config.mask_steps} x {batch}, '
+    f'{config.mapping_steps} x {config.mapping_batch_size}'
+  )
+
+
+def _reference(segmentation, key) -> float:
+  """Returns the mean Dice over clients of what a score is seen beside."""
+  found = [parts[key] for parts in segmentation.values() if key in parts]
+  values = [scores['mean']['dice'] for scores in found]
+  return float(np.mean(values)) if values else math.nan
 
 
 def _mean(segmentation: Mapping[str, Any], metric: str) -> tables.Interval:
