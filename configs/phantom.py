@@ -29,7 +29,7 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
     config.image_steps = config.mask_steps = 500
     config.mapping_steps = 2100
     return config
-  config.image_steps = 1600
+  config.image_steps = 3000
   config.mask_steps = 1000
   config.copies = min(config.copies, 16)
   config.mapping_steps = 1500

@@ -23,7 +23,7 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
     config.baseline_steps = 1000
     return config
   config.autoencoder_widths = (8, 16, 32, 64, 128)
-  config.image_steps = 800
+  config.image_steps = 2000
   config.mask_steps = 800
   config.mapping_steps = 800
   return config
