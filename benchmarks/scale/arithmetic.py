@@ -25,7 +25,8 @@ class Costs(NamedTuple):
     query_flops: of the mapping network's answer to one image; likewise.
     train_s: of a training step, a pair. This and what follows are seconds of
       computing on one core, without waiting for disks and other programs.
-    contribute_s: of encoding, protecting and sealing a pair.
+    contribute_s: of encoding, protecting and sealing a pair. This and the next
+      two were measured in float16, and stand for int8 too.
     open_s: of reading, checking and unprotecting a pair.
     respond_s: of a reply to one image.
     draw_s: of drawing a batch, for each pair that it is drawn from.
