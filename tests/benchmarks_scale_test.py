@@ -5,6 +5,7 @@ import json
 import math
 import tracemalloc
 
+import jax
 import numpy as np
 import pytest
 import worlds
@@ -12,6 +13,8 @@ import worlds
 from benchmarks import machine, sizes
 from benchmarks.scale import __main__ as command
 from benchmarks.scale import arithmetic, costs, results
+from ppcmi_jax import channel
+from ppcmi_jax import server as server_lib
 from ppcmi_jax.sealed import envelope, sealing
 
 COSTS = arithmetic.Costs(
@@ -122,19 +125,30 @@ def test_sizes_are_those_of_sealed_messages(dtype):
 
 
 def test_reading_holds_twice_what_it_returns(tmp_path):
-  world = worlds.World('sealed', 'float16', tmp_path)
-  paths = worlds.write_contributions(world, tmp_path / 'messages', count=24)
-  numbers = sum(math.prod(z.shape[1:]) for z in world.latents['image'].values())
-  for path in paths:  # of two pairs in float16
-    assert path.stat().st_size == 2 * 2 * numbers + 328 + 24
-  worlds.read(world, paths)  # compiles
+  latents = {'b': np.ones((16, 4, 8, 16), np.float32)}
+  clients, server = worlds.sealed_ends(tmp_path, 'float16')
+  end = clients['north']
+  cover = jax.jit(end.codec.cover)
+  paths = []
+  for i in range(24):
+    for modality in ('image', 'mask'):
+      route = channel.Route('north', 'contribution', modality, bytes([i] * 16))
+      draft = end.draft(route, latents)
+      paths.append(tmp_path / f'{i}.{modality}.msg')
+      paths[-1].write_bytes(draft.seal(cover(draft.keys, latents)))
+  like = {'image': latents, 'mask': latents}
+  read = lambda: server_lib.read_contributions(
+    paths, channel=server, latents=like, dtype=np.float16
+  )
+  read()  # compiles
   tracemalloc.start()
   try:
-    pairs = worlds.read(world, paths)
+    pairs = read()
     _, peak = tracemalloc.get_traced_memory()
   finally:
     tracemalloc.stop()
-  held = sum(z.nbytes for m in ('image', 'mask') for z in pairs[m].values())
+  held = sum(pairs[modality]['b'].nbytes for modality in like)
+  assert held == 24 * 16 * 2 * 2 * 4 * 8 * 16
   assert arithmetic.READING * held <= peak < 1.5 * arithmetic.READING * held
 
 
