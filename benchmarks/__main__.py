@@ -1,7 +1,6 @@
 """The command: flags, progress, a table, a JSON file. See the package."""
 
 import json
-import math
 import pathlib
 import sys
 from collections.abc import Iterable, Iterator
@@ -69,7 +68,7 @@ def main(argv: list[str]) -> None:
   path = pathlib.Path(_JSON.value)
   path.parent.mkdir(parents=True, exist_ok=True)
   result = {'size': _SIZE.value, 'environment': environment, **result}
-  path.write_text(json.dumps(jsonable(result), indent=1) + '\n')
+  path.write_text(json.dumps(measure.jsonable(result), indent=1) + '\n')
   print(f'All digits are in {path}.')
 
 
@@ -100,23 +99,6 @@ def _told(names: Iterable[str]) -> Iterator[str]:
   for name in names:
     print(f'measuring {name} ...', file=sys.stderr, flush=True)
     yield name
-
-
-def jsonable(value: Any) -> Any:
-  """Returns what JSON can hold: NaN becomes null, intervals say what is what.
-
-  >>> jsonable({'a': (float('nan'), 1.5)})
-  {'a': [None, 1.5]}
-  """
-  if isinstance(value, tables.Interval):
-    value = value._asdict()
-  if isinstance(value, dict):
-    return {name: jsonable(part) for name, part in value.items()}
-  if isinstance(value, list | tuple):
-    return [jsonable(part) for part in value]
-  if isinstance(value, float) and not math.isfinite(value):
-    return None
-  return value
 
 
 def _title(environment: dict[str, Any], peaks: dict | None = None) -> str:

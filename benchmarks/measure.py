@@ -136,6 +136,23 @@ def rates(
   }
 
 
+def jsonable(value: Any) -> Any:
+  """Returns what JSON can hold: NaN becomes null, intervals say what is what.
+
+  >>> jsonable({'a': (float('nan'), 1.5)})
+  {'a': [None, 1.5]}
+  """
+  if isinstance(value, tables.Interval):
+    value = value._asdict()
+  if isinstance(value, dict):
+    return {name: jsonable(part) for name, part in value.items()}
+  if isinstance(value, list | tuple):
+    return [jsonable(part) for part in value]
+  if isinstance(value, float) and not math.isfinite(value):
+    return None
+  return value
+
+
 COLUMNS = {  # header -> (field, what one is)
   'batch': ('batch', 1),
   'p50 ms': ('p50_ms', 1),

@@ -140,7 +140,7 @@ def test_pairs_become_ratios():
   table = comparison.table([row], 'title', 'theirs')
   assert row['ratio'].low <= row['ratio'].value <= row['ratio'].high
   assert table.rows[0][3] == 5 and 'JAX / theirs' in table.headers
-  assert command.jsonable(row)['ratio']['value'] == row['ratio'].value
+  assert measure.jsonable(row)['ratio']['value'] == row['ratio'].value
 
 
 def test_a_run_prints_a_table_and_writes_json(run, capsys):
