@@ -43,6 +43,8 @@ def units(
   Returns:
     {scale: float32 [C]}, positive, such that latents in these units have a mean
     square deviation of one, over the channels of a scale and then the scales.
+    All one where nothing can be told: the decoder says the same whatever the
+    latents are, or these masks are all alike to it.
   """
   masks = np.asarray(masks)
   rows = np.arange(len(masks))
@@ -55,6 +57,8 @@ def units(
   overall = np.mean(
     [np.mean(np.square(u) * deviations[k].mean(0)) for k, u in unit.items()]
   )
+  if not 0 < overall < np.inf:
+    return {k: np.ones_like(u) for k, u in unit.items()}
   return {k: np.float32(u / np.sqrt(overall)) for k, u in unit.items()}
 
 

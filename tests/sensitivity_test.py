@@ -62,6 +62,21 @@ def test_an_ignored_channel_keeps_a_unit(units):
   )
 
 
+class Deaf(Linear):
+  """Decodes to the same, whatever it is given."""
+
+  def decode(self, latents, *, train):
+    return 0 * super().decode(latents, train=train)
+
+
+@pytest.mark.parametrize('model', [Deaf(), Linear()])
+def test_where_nothing_can_be_told_all_units_are_one(model, masks):
+  given = masks if isinstance(model, Deaf) else np.zeros_like(masks)
+  for unit in sensitivity.units(model, {}, given).values():
+    np.testing.assert_array_equal(unit, 1)
+    assert unit.dtype == np.float32
+
+
 def test_latents_in_their_units_deviate_by_one(units, masks):
   latents = Linear().encode(jax.nn.one_hot(masks, 2), train=False)
   squares = [
