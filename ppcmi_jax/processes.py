@@ -156,26 +156,14 @@ def first(call: Callable[[], T]) -> T | None:
   Raises:
     Exception: what the call raised; a ValueError of its text in the others.
   """
-  result, error = None, None
-  if is_first():
-    try:
-      result = call()
-    except Exception as raised:
-      error = raised
-  _share(error)
-  return result
+  return _call(call, here=is_first())
 
 
 def in_turn(call: Callable[[], T]) -> T:
   """Calls in process 0, then in all the others; raises as `first`."""
-  result, error = first(call), None
-  if not is_first():
-    try:
-      result = call()
-    except Exception as raised:
-      error = raised
-  _share(error)
-  return result
+  result = first(call)
+  found = _call(call, here=not is_first())
+  return result if is_first() else found
 
 
 def broadcast(tree: Any) -> Any:
@@ -245,6 +233,18 @@ def settle(arrays: Any) -> None:
   several = count() > 1 and jax.local_device_count() > 1
   if several and jax.default_backend() == 'cpu':
     jax.block_until_ready(arrays)
+
+
+def _call(call: Callable[[], T], *, here: bool) -> T | None:
+  """Calls where `here` is true; raises in all processes what one has met."""
+  result, error = None, None
+  if here:
+    try:
+      result = call()
+    except Exception as raised:
+      error = raised
+  _share(error)
+  return result
 
 
 def _share(error: Exception | None) -> None:
