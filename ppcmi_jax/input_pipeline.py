@@ -9,6 +9,7 @@ channels, B batch.
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
@@ -213,6 +214,12 @@ def balanced_order(groups: np.ndarray) -> np.ndarray:
   return np.concatenate([np.resize(r, longest) for r in rows])
 
 
+@functools.lru_cache(maxsize=1)
+def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
+  """Returns the order of an epoch; kept, as the next steps ask for it again."""
+  return np.random.default_rng([seed, epoch]).permutation(length)
+
+
 def batch_at(
   arrays: Any,
   step: int,
@@ -242,8 +249,8 @@ def batch_at(
   rows = np.empty(len(slots), np.int64)
   for epoch in np.unique(stream // len(order)):
     here = stream // len(order) == epoch
-    shuffled = np.random.default_rng([seed, epoch]).permutation(order)
-    rows[here] = shuffled[stream[here] % len(order)]
+    places = _permutation(seed, int(epoch), len(order))
+    rows[here] = order[places[stream[here] % len(order)]]
   batch = {**examples_lib.take(arrays, rows), 'slot': slots.astype(np.int32)}
   devices = jax.local_device_count()
   return jax.tree.map(

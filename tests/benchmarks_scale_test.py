@@ -27,7 +27,7 @@ COSTS = arithmetic.Costs(
   contribute_s=0.02,
   open_s=0.01,
   respond_s=0.05,
-  draw_s=1e-8,
+  order_s=1e-8,
   respond_wall_s=0.06,
   statistics_bytes=7000,
   key_bytes=400,
@@ -58,7 +58,7 @@ def test_needs_are_products():
       'kept_bytes': 432_000,
       'memory_bytes': 129.6e6,  # 2 x 72,000 x 900
       'open_hours': 0.2,  # 720 s
-      'draw_s': 0.00072,
+      'order_s': 0.0036,  # 5 x 72,000 x 1e-8
       'flops': 2.16e15,  # 5 x 72,000 x 6e9
       'core_hours': 10.0,  # 36,000 s
       'chip_hours': 0.02,  # 2.16e15 / 3e13 = 72 s

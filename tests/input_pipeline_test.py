@@ -70,6 +70,15 @@ def test_epochs_and_seeds_differ():
   assert len({tuple(rows) for rows in (a, b, c, order)}) == 4
 
 
+def test_a_pass_is_ordered_once(monkeypatch):
+  drawn, generator = [], np.random.default_rng
+  monkeypatch.setattr(
+    np.random, 'default_rng', lambda s: drawn.append(s) or generator(s)
+  )
+  draw(range(25), 4, np.arange(40), seed=97)  # two passes and a half
+  assert drawn == [[97, 0], [97, 1], [97, 2]]
+
+
 def test_processes_and_devices_share_a_batch(monkeypatch):
   arrays, order = {'row': np.arange(20)}, np.arange(20)
   at = lambda: input_pipeline.batch_at(

@@ -29,7 +29,7 @@ class Costs(NamedTuple):
       two were measured in float16, and stand for int8 too.
     open_s: of reading, checking and unprotecting a pair.
     respond_s: of a reply to one image.
-    draw_s: of drawing a batch, for each pair that it is drawn from.
+    order_s: of drawing the order of a pass, a pair.
     respond_wall_s: as `respond_s`, until it is there.
     statistics_bytes: of means and deviations, a client.
     key_bytes: of a client's files at the server.
@@ -45,7 +45,7 @@ class Costs(NamedTuple):
   contribute_s: float
   open_s: float
   respond_s: float
-  draw_s: float
+  order_s: float
   respond_wall_s: float
   statistics_bytes: int
   key_bytes: int
@@ -106,8 +106,8 @@ def needs(
   Returns:
     Of all hospitals: 'pairs', 'stored_bytes' of sealed messages, 'messages'
     (files, and as many kept keys), 'kept_bytes' of these, 'memory_bytes' that
-    reading takes at its peak, 'open_hours' of one core, 'draw_s' a training
-    step, 'flops', 'core_hours', 'chip_hours' and 'pod_hours' of training,
+    reading takes at its peak, 'open_hours' of one core, 'order_s' of all passes,
+    'flops', 'core_hours', 'chip_hours' and 'pod_hours' of training,
     'statistics_bytes', 'key_bytes'. Of each: 'upload_bytes', 'upload_hours',
     'contribute_hours'.
 
@@ -135,7 +135,7 @@ def needs(
     'kept_bytes': messages * costs.kept_bytes,
     'memory_bytes': READING * pairs * costs.held_bytes,
     'open_hours': pairs * costs.open_s / 3600,
-    'draw_s': pairs * costs.draw_s,
+    'order_s': trained * costs.order_s,
     'flops': flops,
     'core_hours': trained * costs.train_s / 3600,
     'chip_hours': chip_hours,

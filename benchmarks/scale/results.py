@@ -28,7 +28,6 @@ def limits(
     eval_every=config.eval_every,
     batch_size=config.mapping_batch_size,
   )
-  step_s = measured.train_s * config.mapping_batch_size
   feed = arithmetic.appetite(measured, assumed, dtype)
   return {
     'memory_bytes': assumed.memory_bytes,
@@ -37,10 +36,6 @@ def limits(
       measured, assumed.memory_bytes, federation.copies
     ),
     'validation_pairs': 1 / of_one,
-    'draw_images': step_s / measured.draw_s / own,
-    'chip_draw_images': (
-      config.mapping_batch_size / feed['pairs_s'] / measured.draw_s / own
-    ),
     'replies_a_core_s': 1 / measured.respond_s,
     'open_bytes_s': measured.pair_bytes[dtype] / measured.open_s,
     **{f'chip_{name}': value for name, value in feed.items()},
@@ -67,7 +62,7 @@ def costs_table(measured: arithmetic.Costs, title: str) -> tables.Table:
     ('open a pair', ms(measured.open_s)),
     ('reply to one image', ms(measured.respond_s)),
     ('the same, until it is there', ms(measured.respond_wall_s)),
-    ('draw a batch, a pair to draw from', f'{1e9 * measured.draw_s:.4g} ns'),
+    ('order of a pass, a pair', f'{1e9 * measured.order_s:.4g} ns'),
     ('statistics of a client', quantity(measured.statistics_bytes, 'B')),
     ("key and counters of a client, server's", f'{measured.key_bytes} B'),
     ('kept key of a message', f'{measured.kept_bytes} B'),
@@ -97,11 +92,6 @@ def limits_table(found: dict[str, float]) -> tables.Table:
       'validation pairs that cost as much as training between validations',
       plain('validation_pairs'),
     ),
-    (
-      'images to draw a batch from, as long as a step here',
-      plain('draw_images'),
-    ),
-    ('the same of an assumed accelerator', plain('chip_draw_images')),
     ('replies a second, a core', plain('replies_a_core_s')),
     ('opening, a core', rate('open_bytes_s')),
     (
@@ -137,7 +127,7 @@ def needs_table(
       'files',
       'memory',
       'open',
-      'draw a batch',
+      'order',
       'FLOP',
       'core',
       'chip',
@@ -154,7 +144,7 @@ def needs_table(
         quantity(need['messages']),
         quantity(need['memory_bytes'], 'B'),
         hours(need['open_hours']),
-        quantity(need['draw_s'], 's'),
+        quantity(need['order_s'], 's'),
         f'{need["flops"]:.2g}',
         hours(need['core_hours']),
         hours(need['chip_hours']),
@@ -164,10 +154,10 @@ def needs_table(
     ],
     'upload, contribute: of each hospital; contribute and open in hours of '
     'one core. files: messages, and\nas many kept keys. memory: while the '
-    'server reads all. FLOP, core, chip, pod: of training, '
-    f'{first.passes:g} pass(es) over all\ncontributions. Assumed, not '
+    'server reads all. order, FLOP, core, chip, pod: of training, '
+    f'{first.passes:g} pass(es) over\nall contributions. Assumed, not '
     f'measured: lines of {assumed.line_bits_s / 1e6:g} Mbit/s; a pod of '
-    f'{assumed.chips} chips of {assumed.peak_flops / 1e12:g} TFLOP/s at\n'
+    f'{assumed.chips} chips of {assumed.peak_flops / 1e12:g}\nTFLOP/s at '
     f'{100 * assumed.utilisation:g} % of that.',
   )
 
