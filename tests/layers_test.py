@@ -55,6 +55,35 @@ def assert_same_layer(found, expected, x, *, scale):
   assert_close(found.apply, expected.apply, variables, x, scale=scale)
 
 
+@pytest.mark.parametrize(
+  'height, width, size, strides',
+  [(1, 1, 3, 1), (2, 2, 3, 1), (1, 4, 3, 1), (2, 2, 3, 2), (5, 2, 7, 2),
+   (3, 4, 3, 1), (4, 6, 3, 2)],
+)  # fmt: skip
+@pytest.mark.parametrize('dtype, scale', TOLERANCES.items())
+def test_convolution_is_that_of_linen(
+  dtype, scale, height, width, size, strides
+):
+  options = {'strides': strides, 'dtype': dtype}
+  assert_same_layer(
+    layers.conv(5, (size, size), padding=size // 2, **options),
+    nn.Conv(5, (size, size), padding=size // 2, **options),
+    normal(2, height, width, 6, dtype=dtype),
+    scale=scale,
+  )
+
+
+def test_no_convolution_is_larger_than_its_image():
+  # For these XLA's CPU backend has no quick kernel.
+  jaxpr = lambda side: str(
+    jax.make_jaxpr(
+      lambda x: layers.conv(5).init_with_output(jax.random.key(0), x)[0]
+    )(normal(2, side, side, 6))
+  )
+  assert 'conv_general_dilated' not in jaxpr(2)
+  assert 'conv_general_dilated' in jaxpr(3)
+
+
 @pytest.mark.parametrize('dtype, scale', TOLERANCES.items())
 def test_transposed_convolution_is_that_of_linen(dtype, scale):
   assert_same_layer(

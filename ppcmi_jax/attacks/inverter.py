@@ -63,7 +63,7 @@ class Decoder(nn.Module):
 
   @nn.compact
   def __call__(self, observed: Mapping[str, jax.Array]) -> jax.Array:
-    conv = lambda x, features: nn.Conv(features, (3, 3))(x)
+    conv = lambda x, features: layers.conv(features)(x)
     x = None
     for z in sorted(observed.values(), key=lambda z: z.shape[1]):
       z = nn.Conv(self.width, (1, 1))(z)

@@ -64,10 +64,8 @@ def up_conv(
       f"upsampling: expected 'bilinear' or 'shuffle', found {upsampling!r}"
     )
   shuffle = upsampling == 'shuffle'
-  x = nn.Conv(
+  x = layers.conv(
     4 * features if shuffle else features,
-    (3, 3),
-    padding=1,
     use_bias=use_bias,
     dtype=dtype,
     name=name,
@@ -93,11 +91,9 @@ class Stage(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     if self.upsampling is None:
-      x = nn.Conv(
+      x = layers.conv(
         self.features,
-        (3, 3),
         strides=2,
-        padding=1,
         use_bias=False,
         dtype=self.dtype,
         name='conv',
@@ -111,15 +107,7 @@ class Stage(nn.Module):
         dtype=self.dtype,
         name='conv',
       )
-    x = nn.BatchNorm(
-      use_running_average=not train,
-      momentum=0.9,
-      epsilon=1e-5,
-      axis_name=self.axis_name,
-      dtype=self.dtype,
-      name='norm',
-    )(x)
-    return nn.relu(x)
+    return nn.relu(layers.batch_norm(self, x, train=train, name='norm'))
 
 
 class Residual(nn.Module):
@@ -130,22 +118,10 @@ class Residual(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    y = nn.Conv(
-      x.shape[-1],
-      (3, 3),
-      padding=1,
-      use_bias=False,
-      dtype=self.dtype,
-      name='conv',
+    y = layers.conv(
+      x.shape[-1], use_bias=False, dtype=self.dtype, name='conv'
     )(x)
-    y = nn.BatchNorm(
-      use_running_average=not train,
-      momentum=0.9,
-      epsilon=1e-5,
-      axis_name=self.axis_name,
-      dtype=self.dtype,
-      name='norm',
-    )(y)
+    y = layers.batch_norm(self, y, train=train, name='norm')
     return nn.relu(x + y)
 
 

@@ -34,20 +34,6 @@ from ppcmi_jax.models import layers
 STRIDE = 16  # of both encoders: four halvings, and patches of 16 x 16
 
 
-def batch_norm(
-  module: nn.Module, x: jax.Array, *, train: bool, name: str
-) -> jax.Array:
-  """Normalises [B, H, W, C] inside a module's compact method, as its child."""
-  return nn.BatchNorm(
-    use_running_average=not train,
-    momentum=0.9,
-    epsilon=1e-5,
-    axis_name=module.axis_name,
-    dtype=module.dtype,
-    name=name,
-  )(x)
-
-
 class ResidualBlock(nn.Module):
   """The basic block of ResNet-34: two 3x3 convolutions and a shortcut.
 
@@ -66,7 +52,7 @@ class ResidualBlock(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     def conv_norm(x, size, stride, name):
-      x = nn.Conv(
+      x = layers.conv(
         self.features,
         (size, size),
         strides=stride,
@@ -75,7 +61,7 @@ class ResidualBlock(nn.Module):
         dtype=self.dtype,
         name=f'{name}_conv',
       )(x)
-      return batch_norm(self, x, train=train, name=f'{name}_norm')
+      return layers.batch_norm(self, x, train=train, name=f'{name}_norm')
 
     y = nn.relu(conv_norm(x, 3, self.stride, 'first'))
     y = conv_norm(y, 3, 1, 'second')
@@ -139,7 +125,7 @@ class FeatureAdaptation(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    conv = lambda size: nn.Conv(
+    conv = lambda size: layers.conv(
       x.shape[-1],
       (size, size),
       padding=size // 2,
@@ -159,7 +145,7 @@ class DecoderBlock(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     def norm_relu(x, name):
-      return nn.relu(batch_norm(self, x, train=train, name=name))
+      return nn.relu(layers.batch_norm(self, x, train=train, name=name))
 
     inner = x.shape[-1] // 4
     conv = lambda features, name: nn.Conv(
@@ -233,8 +219,8 @@ class FATNet(nn.Module):
     up = nn.ConvTranspose(
       features, (4, 4), strides=(2, 2), dtype=self.dtype, name='head_up'
     )
-    conv = lambda features, name: nn.Conv(
-      features, (3, 3), padding=1, dtype=self.dtype, name=name
+    conv = lambda features, name: layers.conv(
+      features, dtype=self.dtype, name=name
     )
     x = nn.relu(conv(features, 'head')(nn.relu(up(x))))
     return layers.as_float32(conv(self.num_classes, 'out')(x), self.dtype)
@@ -277,7 +263,7 @@ class FATNet(nn.Module):
       dtype=self.dtype,
       name='stem_conv',
     )(x)
-    x = nn.relu(batch_norm(self, x, train=train, name='stem_norm'))
+    x = nn.relu(layers.batch_norm(self, x, train=train, name='stem_norm'))
     stages = []
     for i, blocks in enumerate(self.blocks):
       for j in range(blocks):

@@ -36,23 +36,11 @@ class ResidualBlock(nn.Module):
         return nn.GroupNorm(
           num_groups=[*groups, 1][0], dtype=self.dtype, name=name
         )(x)
-      return nn.BatchNorm(
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=1e-5,
-        axis_name=self.axis_name,
-        dtype=self.dtype,
-        name=name,
-      )(x)
+      return layers.batch_norm(self, x, train=train, name=name)
 
     def conv(x, name):
-      return nn.Conv(
-        self.features,
-        (3, 3),
-        padding=1,
-        use_bias=False,
-        dtype=self.dtype,
-        name=name,
+      return layers.conv(
+        self.features, use_bias=False, dtype=self.dtype, name=name
       )(x)
 
     y = nn.relu(norm(conv(x, 'conv1'), 'norm1'))

@@ -53,23 +53,10 @@ class GhostModule(nn.Module):
     half = self.features // 2
 
     def norm_relu(x, name):
-      x = nn.BatchNorm(
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=1e-5,
-        axis_name=self.axis_name,
-        dtype=self.dtype,
-        name=name,
-      )(x)
-      return nn.relu(x)
+      return nn.relu(layers.batch_norm(self, x, train=train, name=name))
 
-    x = nn.Conv(
-      half,
-      (3, 3),
-      padding=1,
-      use_bias=False,
-      dtype=self.dtype,
-      name='primary_conv',
+    x = layers.conv(
+      half, use_bias=False, dtype=self.dtype, name='primary_conv'
     )(x)
     primary = norm_relu(x, 'primary_norm')
     ghosts = norm_relu(

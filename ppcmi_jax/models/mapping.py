@@ -81,14 +81,7 @@ class PyramidPooling(nn.Module):
         dtype=self.dtype,
         name=f'{name}_conv',
       )(x)
-      x = nn.BatchNorm(
-        use_running_average=not train,
-        momentum=0.9,
-        epsilon=1e-5,
-        axis_name=self.axis_name,
-        dtype=self.dtype,
-        name=f'{name}_norm',
-      )(x)
+      x = layers.batch_norm(self, x, train=train, name=f'{name}_norm')
       return nn.relu(x)
 
     def cells(size, length):
@@ -131,22 +124,11 @@ class MappingBlock(nn.Module):
 
     def conv(x, features, name):
       def layers_of(_, x):
-        x = nn.Conv(
-          scaled(features),
-          (3, 3),
-          padding=1,
-          dtype=self.dtype,
-          name=f'{name}_conv',
+        x = layers.conv(
+          scaled(features), dtype=self.dtype, name=f'{name}_conv'
         )(x)
         x = nn.leaky_relu(x, 0.1)
-        return nn.BatchNorm(
-          use_running_average=not train,
-          momentum=0.9,
-          epsilon=1e-5,
-          axis_name=self.axis_name,
-          dtype=self.dtype,
-          name=f'{name}_norm',
-        )(x)
+        return layers.batch_norm(self, x, train=train, name=f'{name}_norm')
 
       return layers.maybe_remat(layers_of, self.remat)(self, x)
 

@@ -35,21 +35,8 @@ class UNet(nn.Module):
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
     def double_conv(x, features, name):
       for i in (1, 2):
-        x = nn.Conv(
-          features,
-          (3, 3),
-          padding=1,
-          dtype=self.dtype,
-          name=f'{name}_conv{i}',
-        )(x)
-        x = nn.BatchNorm(
-          use_running_average=not train,
-          momentum=0.9,
-          epsilon=1e-5,
-          axis_name=self.axis_name,
-          dtype=self.dtype,
-          name=f'{name}_norm{i}',
-        )(x)
+        x = layers.conv(features, dtype=self.dtype, name=f'{name}_conv{i}')(x)
+        x = layers.batch_norm(self, x, train=train, name=f'{name}_norm{i}')
         x = nn.relu(x)
       return x
 
