@@ -19,6 +19,7 @@ from ppcmi_jax import (
   cross_client,
   evaluators,
   learners,
+  payload,
   profiling,
   workdir,
 )
@@ -210,6 +211,7 @@ ON_DEMAND: Mapping[str, Callable[[Any, Run, Any], dict[str, Any]]] = {
     config, run, folder=folder
   ),
   'membership': lambda config, run, folder: members.membership(config, run),
+  'payload': lambda config, run, folder: payload.payload(config, run),
 }
 PRIVATE_ONLY = ('autoencoders', 'wire', 'cross_client', *ON_DEMAND)
 

@@ -55,8 +55,11 @@ def attacks(result: Mapping[str, Any]) -> tables.Table:
       [
         attack['label'],
         attack['unit'],
-        *(_number(cells.get(name, {}).get('value')) for name in protections),
-        _number(measured[-1]['trivial'] if measured else None),
+        *(
+          tables.number(cells.get(name, {}).get('value'))
+          for name in protections
+        ),
+        tables.number(measured[-1]['trivial'] if measured else None),
         attack['goal'],
         _breaks(attack),
         '-' if holds is None else _CLOSER[holds, attack['proof']],
@@ -199,8 +202,4 @@ def _breaks(attack):
 
 def _interval(value, interval):
   low, high = (math.nan, math.nan) if interval is None else interval
-  return tables.Interval(*map(_number, (value, low, high)))
-
-
-def _number(value: float | None) -> float:
-  return math.nan if value is None else value
+  return tables.Interval(*map(tables.number, (value, low, high)))

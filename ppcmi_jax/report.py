@@ -32,7 +32,7 @@ SECTIONS = {
   'Autoencoders': ('autoencoders',),
   'What crosses, and who can open it': ('cross_client',),
   'Attacks': ('privacy', 'privacy_server', 'membership', 'privacy_spread'),
-  'Cost of a query': ('query', 'wire', 'networks'),
+  'Cost of a query': ('query', 'wire', 'payload', 'networks'),
 }
 _OBFUSCATION = (
   'is obfuscation, not confidentiality: one or a few known images undo it. '

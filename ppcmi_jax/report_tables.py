@@ -1,10 +1,10 @@
 """The tables of a run, from what `evaluation.evaluate` returns."""
 
-import math
 from collections.abc import Mapping
 from typing import Any
 
 from ppcmi_jax import (
+  cost_tables,
   cross_client,
   evaluation,
   hospitals,
@@ -41,9 +41,10 @@ def build(
     'official_scores': (_official_scores,),
     'autoencoders': (_autoencoders,),
     'cross_client': (_cross_client,),
-    'query': (_query,),
-    'wire': (_wire,),
-    'networks': (_networks,),
+    'query': (cost_tables.query,),
+    'wire': (cost_tables.wire,),
+    'payload': (cost_tables.payload,),
+    'networks': (cost_tables.networks,),
   }
   built = [
     builder(config, run, results[name])
@@ -80,16 +81,16 @@ def _segmentation(config, run, result):
   for client, parts in result.items():
     for label, name in _structures(run, parts['scores']):
       scores = parts['scores'][name]
-      low, high = (_number(x) for x in scores['ci95']['dice'])
+      low, high = (tables.number(x) for x in scores['ci95']['dice'])
       rows.append(
         [
           client,
           label,
-          tables.Interval(_number(scores['dice']), low, high),
-          *(_number(scores[metric]) for metric, _ in METRICS[1:]),
+          tables.Interval(tables.number(scores['dice']), low, high),
+          *(tables.number(scores[metric]) for metric, _ in METRICS[1:]),
           *(scores[count] for count in COUNTS),
           *(
-            _number(parts[key][name]['dice'])
+            tables.number(parts[key][name]['dice'])
             for key in REFERENCES
             if key in parts
           ),
@@ -153,10 +154,10 @@ def _intervals(config, run, result):
             client,
             label,
             header.format(unit=config.distance_unit),
-            _number(scores[metric]),
-            _number(scores['std'][metric]),
-            _number(low),
-            _number(high),
+            tables.number(scores[metric]),
+            tables.number(scores['std'][metric]),
+            tables.number(low),
+            tables.number(high),
             scores['n'],
             scores['n_subjects'],
           ]
@@ -177,7 +178,7 @@ def _official_scores(config, run, result):
   metrics = ('dice', 'iou', 'sensitivity', 'specificity', 'hd95_px', 'asd_px')
   rows = [
     [client, label]
-    + [_number(scores[name][metric]) for metric in metrics]
+    + [tables.number(scores[name][metric]) for metric in metrics]
     + [scores[name]['n'], scores['settings']['num_left_out']]
     for client, scores in result.items()
     for label, name in _structures(run, scores)
@@ -199,9 +200,9 @@ def _autoencoders(config, run, result):
   rows = [
     [
       client,
-      _number(scores['image']['psnr_db']),
-      _number(scores['image']['ssim']),
-      _number(scores['mask_psnr_db']),
+      tables.number(scores['image']['psnr_db']),
+      tables.number(scores['image']['ssim']),
+      tables.number(scores['mask_psnr_db']),
       scores['image']['n'],
     ]
     for client, scores in result.items()
@@ -223,7 +224,7 @@ def _cross_client(config, run, result):
     for score, label in scores:
       matrix = result[score][key]
       for sender, row in matrix.items():
-        rows.append([label, opened, sender, *map(_number, row.values())])
+        rows.append([label, opened, sender, *map(tables.number, row.values())])
   clients = next(iter(result['dice'].values()))
   return tables.Table(
     'cross_client',
@@ -234,80 +235,3 @@ def _cross_client(config, run, result):
     "secret: the opener's is what an interceptor has; the sender's shows what "
     'decoders alone withhold once a key has leaked. -: no message opened.',
   )
-
-
-def _query(config, run, result):
-  rows = []
-  stages = ('protect', 'respond', 'reveal') if run.hospitals else ()
-  for client, parts in result.items():
-    latency = parts['latency']
-    total = [latency['total'][f'p{p}_ms'] for p in (50, 90, 99)]
-    sizes = [parts.get(k) for k in ('query_bytes', 'reply_bytes')]
-    sizes = [*filter(None, sizes), parts['image_bytes']]
-    rows.append(
-      [
-        client,
-        *(f'{latency[stage]["p50_ms"]:.1f}' for stage in stages),
-        *(f'{value:.1f}' for value in total),
-        *(f'{size / 1024:.1f}' for size in sizes),
-      ]
-    )
-  sent = ['query KiB', 'reply KiB'] if run.hospitals else []
-  how = (
-    f', protection {config.protection!r}, wire {config.wire_dtype}'
-    if run.hospitals
-    else ', nothing is protected'
-  )
-  return tables.Table(
-    'query',
-    f'One query, batch 1{how}; medians in milliseconds.',
-    ['client', *(f'{stage} ms' for stage in stages), 'total ms', 'p90 ms',
-     'p99 ms', *sent, 'raw image KiB'],
-    rows,
-  )  # fmt: skip
-
-
-def _wire(config, run, result):
-  del run
-  rows = [
-    [
-      dtype,
-      *(f'{parts[key] / 1024:.1f}' for key in ('query_bytes', 'reply_bytes')),
-      *map(_number, parts['dice'].values()),
-    ]
-    for dtype, parts in result.items()
-  ]
-  clients = next(iter(result.values()))['dice']
-  return tables.Table(
-    'wire',
-    f'What a message may be rounded to, protection {config.protection!r}.',
-    ['dtype', 'query KiB', 'reply KiB', *(f'Dice of {c}' for c in clients)],
-    rows,
-    'Mean Dice over the structures of the test split, queries and replies in '
-    'that dtype. The mapping network\nwas trained on contributions in '
-    f'{config.wire_dtype}, the one of this run.',
-  )
-
-
-def _networks(config, run, result):
-  del run
-  rows = [
-    [
-      name,
-      f'{cost["parameters"]:,}',
-      '-' if cost['flops'] is None else f'{cost["flops"] / 1e9:.2f}',
-      f'{cost["compile_s"]:.1f}',
-    ]
-    for name, cost in result.items()
-  ]
-  return tables.Table(
-    'networks',
-    f'What computes, batch 1 at {config.image_size}x{config.image_size}.',
-    ['network', 'parameters', 'GFLOP', 'compile s'],
-    rows,
-    "FLOPs by XLA's cost analysis; a multiplication and an addition are two.",
-  )
-
-
-def _number(value: float | None) -> float:
-  return math.nan if value is None else value

@@ -264,3 +264,8 @@ def _order(cell: Any) -> str:
     return ''
   shown = f'{value:.12g}' if math.isfinite(value) else f'{value}inity'.title()
   return f' data-value="{shown}"'
+
+
+def number(value: float | None) -> float:
+  """Returns a value of JSON, where None stands for NaN, as a number."""
+  return math.nan if value is None else value

@@ -33,11 +33,12 @@ FLOORS = {
   7: 'enrolment exposure',
   8: 'hospitals privacy server_training',
   9: 'collaboration study_tables',
-  10: 'cross_client conversion',
+  10: 'cross_client conversion payload',
   11: 'evaluation',
-  12: 'report_tables studies',
-  13: 'report_figures',
-  14: 'report',
+  12: 'cost_tables studies',
+  13: 'report_tables',
+  14: 'report_figures',
+  15: 'report',
 }
 
 # Package -> the units that are about it. Elsewhere it would make everybody

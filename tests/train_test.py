@@ -150,6 +150,27 @@ def test_one_run_gives_tables_json_and_pictures(trained):
   assert (workdir / 'metrics.jsonl').read_text().count('\n') == 3 * 7
 
 
+def test_payloads_are_scored_when_asked(trained, script, tmp_path):
+  workdir = tmp_path / 'smoke'
+  shutil.copytree(trained[0], workdir)
+  code, out, err = finish(script('eval.py', workdir, '--eval_names=payload'))
+  assert code == 0, err
+  assert 'How far a message shrinks before Dice falls.' in out
+  assert (workdir / 'report' / 'tables' / 'payload.csv').exists()
+  results = json.loads((workdir / 'eval' / 'results.json').read_text())
+  found, wire = results['payload'], results['wire']
+  dice = lambda row: pytest.approx(row['dice'], abs=0.02)
+  assert found['whole']['bytes'] == wire['float16']['query_bytes']
+  for direction in ('query', 'reply'):
+    rows = found[direction]
+    eight = rows['mixed, 8 bits']
+    # What really crosses in int8 is as long, and scores as much.
+    assert eight['longest'] == wire['int8'][f'{direction}_bytes']
+    assert dice(eight) == found['whole']['dice']
+    sizes = [rows[f'mixed, {b} bits']['bytes'] for b in (8, 6, 5, 4, 3, 2)]
+    assert sizes == sorted(sizes, reverse=True)
+
+
 def keys_of(workdir):
   """Returns every key of a run, and checks that both sides hold the same."""
   keys = []

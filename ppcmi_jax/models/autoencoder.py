@@ -118,9 +118,9 @@ class Residual(nn.Module):
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> jax.Array:
-    y = layers.conv(
-      x.shape[-1], use_bias=False, dtype=self.dtype, name='conv'
-    )(x)
+    y = layers.conv(x.shape[-1], use_bias=False, dtype=self.dtype, name='conv')(
+      x
+    )
     y = layers.batch_norm(self, y, train=train, name='norm')
     return nn.relu(x + y)
 
