@@ -12,6 +12,7 @@ that do not differ between runs are trained once and copied.
     ablation     the method less one of its parts
     clients      one mapping network of the first 1, 2, ... clients against one
                  for each client alone
+    noise        the mapping network trained by DP-SGD with ever more noise
 """
 
 import json
@@ -28,6 +29,7 @@ from ppcmi_jax import (
   evaluation,
   hospitals,
   learners,
+  privacy_guarantee,
   study_tables,
   tables,
   workdir,
@@ -120,10 +122,29 @@ def clients(get_config: GetConfig, base: Any) -> list[Variant]:
   return [*reversed(together), *alone]
 
 
+def noise(get_config: GetConfig, base: Any) -> list[Variant]:
+  """Returns mapping networks with and without differential privacy."""
+  del get_config
+  group = {**base.mapping_options, 'norm': 'group'}
+  return [
+    Variant('without privacy', _changed(base)),
+    # What DP-SGD cannot do without, by itself.
+    Variant('groups normalised', _changed(base, mapping_options=group)),
+    *(
+      Variant(
+        f'noise {multiplier:g}',
+        _changed(base, dp={**base.dp, 'noise_multiplier': multiplier}),
+      )
+      for multiplier in (0.5, 1.0, 2.0, 4.0)
+    ),
+  ]
+
+
 STUDIES: Mapping[str, Callable[[GetConfig, Any], list[Variant]]] = {
   'comparison': comparison,
   'ablation': ablation,
   'clients': clients,
+  'noise': noise,
 }
 
 
@@ -278,6 +299,8 @@ def _evaluated(variant, root) -> dict[str, Any]:
     results['minutes'] = minutes
     _keep_examples(trained, path)
     folder = workdir.Workdir(path, config.to_dict(), create=False)
+    if 'dp' in config and config.dp.noise_multiplier:
+      results['epsilon'] = privacy_guarantee.Guarantee.read(folder).epsilon
     file = folder.path / 'eval' / evaluation.RESULTS
     folder.write_text(file, json.dumps(results, indent=1) + '\n')
   # Opening it compares its configuration with the variant's.

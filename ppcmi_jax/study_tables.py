@@ -49,7 +49,12 @@ def build(
     '1. KiB sent: of a query, one\nway. steps x batch: of the image and the '
     'mask autoencoder of each client, and of the mapping network; or of the\n'
     'baseline. minutes: of training, less what was copied from an earlier '
-    'variant.',
+    'variant.'
+    + any('epsilon' in results for results in done.values())
+    * (
+      '\nepsilon: of (epsilon, delta)-differential privacy for one training '
+      "image; delta and what limits it are in the run's\nreport."
+    ),
   )  # fmt: skip
 
 
@@ -76,6 +81,8 @@ def _row(variant, config, results, names) -> list[Any]:
   sent = query.get(
     'query_bytes', 0 if kind == 'local' else query['image_bytes']
   )
+  if 'epsilon' in results:
+    variant = f'{variant}, epsilon {results["epsilon"]:.2g}'
   return [
     variant,
     means['dice'],

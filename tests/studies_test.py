@@ -1,12 +1,13 @@
 """Studies run what is missing, once, and say it in one table."""
 
+import json
 import math
 import re
 
 import pytest
 
 from configs import smoke
-from ppcmi_jax import collaboration, studies, tables, workdir
+from ppcmi_jax import collaboration, studies, study_tables, tables, workdir
 
 
 @pytest.fixture
@@ -97,6 +98,12 @@ def test_a_stopped_study_goes_on(tmp_path, monkeypatch, capsys):
   (row,) = studies.run('other', get_config, config, tmp_path / 'study').rows
   assert repr(row[1:]) == repr(table.rows[0][1:])
   assert not (tmp_path / 'study' / 'everything').exists()
+  # What was promised of a private network stands in its row.
+  file = tmp_path / 'study' / 'all-pooled' / 'eval' / 'results.json'
+  done = {'noise 4': {**json.loads(file.read_text()), 'epsilon': 4.87}}
+  private = study_tables.build('noise', {'noise 4': config}, done)
+  assert private.rows[0][0] == 'noise 4, epsilon 4.9'
+  assert 'epsilon: of (epsilon, delta)' in private.notes
   # A variant that changed is not mistaken for what is there.
   config.seed = 1
   with pytest.raises(ValueError, match='seed was 0, now 1'):
