@@ -7,7 +7,7 @@ from typing import Any
 
 from absl import flags
 
-from ppcmi_jax import command, evaluation, report, studies
+from ppcmi_jax import command, evaluation, report, studies, study_plans
 
 _NAMES = flags.DEFINE_list(
   'eval_names',
@@ -19,7 +19,7 @@ _NAMES = flags.DEFINE_list(
 _STUDY = flags.DEFINE_enum(
   'study',
   None,
-  sorted(studies.STUDIES),
+  sorted(study_plans.STUDIES),
   'Study to run in the workdir, beside what it holds of that study already.',
 )
 

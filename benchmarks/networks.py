@@ -16,7 +16,7 @@ import optax
 
 from benchmarks import measure
 from benchmarks import sizes as sizes_lib
-from ppcmi_jax import learners, tasks, train_step
+from ppcmi_jax import learners, standardisation, tasks, train_step
 
 
 def variables_of(task: tasks.Task, batch: Any) -> tasks.Variables:
@@ -53,7 +53,7 @@ def mapping_task(
   """Returns the server's task, with statistics of nothing in particular."""
   latents = size.learners().latents
   statistics = {
-    modality: tasks.Statistics(
+    modality: standardisation.Statistics(
       {k: np.zeros((clients, z.shape[-1]), np.float32) for k, z in of.items()},
       {k: np.ones((clients, z.shape[-1]), np.float32) for k, z in of.items()},
     )

@@ -25,7 +25,7 @@ from ppcmi_jax import (
   privacy_guarantee,
   processes,
   server_training,
-  tasks,
+  standardisation,
 )
 from ppcmi_jax import (
   server as server_lib,
@@ -214,7 +214,7 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
   task, trainer = learners.mapping(
     config,
     {
-      modality: tasks.Statistics.zeros(like, len(names))
+      modality: standardisation.Statistics.zeros(like, len(names))
       for modality, like in latents.items()
     },
   )

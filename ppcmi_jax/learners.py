@@ -276,8 +276,8 @@ def mapping(
 
   Args:
     config: of the run.
-    statistics: {'image': tasks.Statistics, 'mask': likewise}, used where the
-      configuration standardises latents.
+    statistics: {'image': standardisation.Statistics, 'mask': likewise}, used
+      where the configuration standardises latents.
   """
   model = _mapping_model(config)
   if not config.standardise:

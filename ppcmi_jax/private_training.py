@@ -20,12 +20,12 @@ whose unit is one training image with its augmented copies: the server, which
 trains, is not told whose image it is.
 
 What the guarantee does not cover: statistics of latents computed from the
-training data (`tasks.Statistics`; take them from public data), autoencoders
-that learnt from the same images, the choice of settings by looking at results,
-and a validation set. So there is no early stopping here, and the last
-parameters are the result. Noise comes from JAX's threefry with a 64-bit key,
-and floating-point noise has known subtleties (Mironov, CCS 2012): a research
-tool.
+training data (`standardisation.Statistics`; take them from public data),
+autoencoders that learnt from the same images, the choice of settings by looking
+at results, and a validation set. So there is no early stopping here, and the
+last parameters are the result. Noise comes from JAX's threefry with a 64-bit
+key, and floating-point noise has known subtleties (Mironov, CCS 2012): a
+research tool.
 
 The network must treat examples one by one: no BatchNorm. The fused mapping
 network has norm='group'. The accountant is that of dp_accounting, which the

@@ -18,7 +18,7 @@ from ppcmi_jax import (
   learners,
   private_training,
   processes,
-  tasks,
+  standardisation,
 )
 from ppcmi_jax import (
   examples as examples_lib,
@@ -63,7 +63,9 @@ def train(
   pairs = contributions['train']
   processes.check_equal('contributions', len(pairs['client']))
   statistics = {
-    modality: tasks.Statistics.of(pairs[modality], pairs['client'], len(names))
+    modality: standardisation.Statistics.of(
+      pairs[modality], pairs['client'], len(names)
+    )
     for modality in latents
   }
   task, trainer = learners.mapping(config, statistics)

@@ -19,8 +19,7 @@ import json
 import pathlib
 import shutil
 import time
-from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -30,13 +29,13 @@ from ppcmi_jax import (
   hospitals,
   learners,
   privacy_guarantee,
+  study_plans,
   study_tables,
   tables,
   workdir,
 )
 from ppcmi_jax.figures import methods
 
-GetConfig = Callable[..., Any]
 # What a variant may change without changing its autoencoders.
 MAPPING_FIELDS = (
   'clients',
@@ -54,115 +53,16 @@ MAPPING_FIELDS = (
 EXAMPLES = 'examples.npz'
 
 
-class Variant(NamedTuple):
-  """One run of a study: its name, and its whole configuration."""
-
-  name: str
-  config: Any
-
-
-def comparison(get_config: GetConfig, base: Any) -> list[Variant]:
-  """Returns this method, its stand-ins and the privacy-agnostic networks."""
-  del base
-  variants = [
-    Variant(method, get_config(method))
-    for method in ('ppcmi_sf', 'published', 'privacy_sf', *learners.BASELINES)
-  ]
-  local = get_config('unet')
-  local.pooled = False
-  return [*variants, Variant('unet, each alone', local)]
-
-
-def ablation(get_config: GetConfig, base: Any) -> list[Variant]:
-  """Returns the method, and the method less one of its parts."""
-  del get_config
-  changes = {
-    'all parts': {},
-    'no transform': {'protection': 'none'},
-    'no skips': {'skips': False},
-    'published mapping network': {
-      'mapping': 'mapping',
-      'mapping_options': {'width': 0.25},
-    },
-    'no pyramid pooling in that': {
-      'mapping': 'mapping',
-      'mapping_options': {'width': 0.25, 'pooling': 'none'},
-    },
-    'image encoders as published': {'image_blocks': 0},
-    'image encoders that need not segment': {'segmentation_weight': 0.0},
-    'bilinear decoders': {'upsampling': 'bilinear'},
-    'no noise on mask latents': {'latent_noise': 0.0},
-    'no mixing of mask latents': {'latent_mixing': 0.0},
-    'all errors of latents alike': {'sensitivity': False},
-    'latents not standardised': {'standardise': False},
-    'no augmented contributions': {'copies': 0},
-    'float32 wire': {'wire_dtype': 'float32'},
-  }
-  return [
-    Variant(name, _changed(base, **fields)) for name, fields in changes.items()
-  ]
-
-
-def clients(get_config: GetConfig, base: Any) -> list[Variant]:
-  """Returns mapping networks of the first k clients, and of each alone."""
-  del get_config
-  names = list(base.clients)
-  if len(names) < 2:
-    raise ValueError(
-      'clients: the study needs the names of two clients or more, found '
-      f"{names}; give them as --config.clients=\"('1', '2', '3')\""
-    )
-  together = [
-    Variant(f'first {k} together', _changed(base, clients=tuple(names[:k])))
-    for k in range(2, len(names) + 1)
-  ]
-  alone = [
-    Variant(f'{name} alone', _changed(base, clients=(name,))) for name in names
-  ]
-  return [*reversed(together), *alone]
-
-
-def noise(get_config: GetConfig, base: Any) -> list[Variant]:
-  """Returns mapping networks with and without differential privacy."""
-  del get_config
-  group = {**base.mapping_options, 'norm': 'group'}
-  return [
-    Variant('without privacy', _changed(base)),
-    # What DP-SGD cannot do without, by itself.
-    Variant('groups normalised', _changed(base, mapping_options=group)),
-    *(
-      Variant(
-        f'noise {multiplier:g}',
-        _changed(base, dp={**base.dp, 'noise_multiplier': multiplier}),
-      )
-      for multiplier in (0.5, 1.0, 2.0, 4.0)
-    ),
-  ]
-
-
-STUDIES: Mapping[str, Callable[[GetConfig, Any], list[Variant]]] = {
-  'comparison': comparison,
-  'ablation': ablation,
-  'clients': clients,
-  'noise': noise,
-}
-
-
-def _changed(base, **fields):
-  config = base.copy_and_resolve_references()
-  with config.unlocked():
-    for field, value in fields.items():
-      config[field] = value
-  return config
-
-
 def run(
-  name: str, get_config: GetConfig, base: Any, path: str | pathlib.Path
+  name: str,
+  get_config: study_plans.GetConfig,
+  base: Any,
+  path: str | pathlib.Path,
 ) -> tables.Table:
   """Trains and evaluates what is missing of a study; prints its table.
 
   Args:
-    name: a key of `STUDIES`.
+    name: a key of `study_plans.STUDIES`.
     get_config: (method) -> configuration, with the user's overrides.
     base: the configuration of the method that the user named.
     path: of the study's workdir; each variant has a folder in it.
@@ -175,12 +75,12 @@ def run(
     ValueError: an unknown study, or what training a variant raises; what was
       computed stays.
   """
-  if name not in STUDIES:
+  if name not in study_plans.STUDIES:
     raise ValueError(
-      f'study: expected one of {", ".join(STUDIES)}, found {name!r}'
+      f'study: expected one of {", ".join(study_plans.STUDIES)}, found {name!r}'
     )
   root = pathlib.Path(path).absolute()
-  variants = STUDIES[name](get_config, base)
+  variants = study_plans.STUDIES[name](get_config, base)
   for variant in variants:
     learners.check(variant.config)
   _print_plan(name, variants, root)

@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 from flax import linen as nn
 
-from ppcmi_jax import augmentation, images, losses
+from ppcmi_jax import augmentation, images, losses, standardisation
 
 Variables = Mapping[str, Any]
 
@@ -193,74 +192,11 @@ def mask_reconstruction(
   return Task(init, loss, predict)
 
 
-class Statistics(NamedTuple):
-  """Mean and standard deviation of latents: dicts {scale: [N clients, C]}."""
-
-  mean: Mapping[str, jax.Array]
-  std: Mapping[str, jax.Array]
-
-  @classmethod
-  def of(cls, latents, client, num_clients):
-    """Returns the statistics of latents {scale: [M, h, w, C]} of clients [M].
-
-    A hundredth of a client's overall deviation is added to each channel's, so
-    that a channel that is nearly constant is not blown up.
-    """
-    mean, std = {}, {}
-    for name, z in latents.items():
-      parts = [
-        np.asarray(z[client == i], np.float32) for i in range(num_clients)
-      ]
-      mean[name] = np.stack([p.mean((0, 1, 2)) for p in parts])
-      std[name] = np.stack(
-        [p.std((0, 1, 2)) + 0.01 * p.std() + 1e-6 for p in parts]
-      )
-    return cls(mean, std)
-
-  @classmethod
-  def zeros(cls, latents, num_clients):
-    """Returns statistics of the right shapes, to restore a checkpoint into."""
-    blank = {
-      name: np.zeros((num_clients, z.shape[-1]), np.float32)
-      for name, z in latents.items()
-    }
-    return cls(blank, blank)
-
-  def standardise(self, latents, client):
-    """Returns latents less the mean, over the std, of clients [B]."""
-    return {
-      name: (z - self.mean[name][client][:, None, None])
-      / self.std[name][client][:, None, None]
-      for name, z in latents.items()
-    }
-
-  def weights(self, client):
-    """Returns {scale: [B, 1, 1, C]}: what undoes the standardisation's effect.
-
-    A squared error of standardised latents, so weighed, is that of latents in
-    their own units, times one number a client: the mean over scales is one.
-    """
-    squares = {name: jnp.square(std) for name, std in self.std.items()}
-    mean = sum(jnp.mean(s, -1) for s in squares.values()) / len(squares)
-    return {
-      name: (s / mean[:, None])[client][:, None, None]
-      for name, s in squares.items()
-    }
-
-  def restore(self, latents, client):
-    """Undoes `standardise`."""
-    return {
-      name: z * self.std[name][client][:, None, None]
-      + self.mean[name][client][:, None, None]
-      for name, z in latents.items()
-    }
-
-
 def mapping(
   model: nn.Module,
   *,
-  image_statistics: Statistics | None = None,
-  mask_statistics: Statistics | None = None,
+  image_statistics: standardisation.Statistics | None = None,
+  mask_statistics: standardisation.Statistics | None = None,
   weigh: bool = False,
 ) -> Task:
   """Learns to map image latents to mask latents (METHOD.md section 2, step 3).
@@ -302,7 +238,7 @@ def mapping(
     return variables
 
   def statistics(variables, modality):
-    return Statistics(**variables['latent_stats'][modality])
+    return standardisation.Statistics(**variables['latent_stats'][modality])
 
   def network(variables, latents, client, key, train):
     latents = unscale(latents)

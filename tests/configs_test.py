@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from configs import abdomen, phantom, smoke
-from ppcmi_jax import datasets, learners, partitions, splits, tasks
+from ppcmi_jax import datasets, learners, partitions, splits, standardisation
 
 CONFIGS = {'abdomen': abdomen, 'phantom': phantom, 'smoke': smoke}
 ALL = sorted(
@@ -41,7 +41,7 @@ def test_is_complete_and_consistent(name, method):
   built = learners.autoencoders(config, channels=1, num_classes=3)
   assert built.latents['image'].keys() == {'s3', 's4', 'b'}
   blank = {
-    modality: tasks.Statistics.zeros(like, 3)
+    modality: standardisation.Statistics.zeros(like, 3)
     for modality, like in built.latents.items()
   }
   task, _ = learners.mapping(config, blank)

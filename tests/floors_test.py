@@ -21,7 +21,7 @@ ROOT = pathlib.Path(ppcmi_jax.__file__).parent
 FLOORS = {
   0: 'channel keyed keyring wire losses metrics images image_metrics '
   'augmentation intervals profiling workdir processes examples '
-  'content_groups official_draws tables page_style',
+  'content_groups official_draws tables page_style standardisation',
   1: 'checkpoints command page keyed_channel sealed models datasets key_store '
   'official_metrics splits partitions privacy_guarantee privacy_tables '
   'sensitivity',
@@ -30,7 +30,7 @@ FLOORS = {
   4: 'train_step evaluators figures private_training',
   5: 'training',
   6: 'learners attacks',
-  7: 'enrolment exposure',
+  7: 'enrolment exposure study_plans',
   8: 'hospitals privacy server_training',
   9: 'collaboration study_tables',
   10: 'cross_client conversion payload',

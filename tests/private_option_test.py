@@ -18,7 +18,7 @@ from ppcmi_jax import (
   private_training,
   report,
   server_training,
-  tasks,
+  standardisation,
 )
 from ppcmi_jax import workdir as workdir_lib
 
@@ -111,7 +111,7 @@ def test_a_private_network_has_its_promise_and_is_trained_once(
   assert 'seed' not in str(found)  # the noise is nobody's to know
 
   blank = {
-    modality: tasks.Statistics.zeros(like, 2)
+    modality: standardisation.Statistics.zeros(like, 2)
     for modality, like in world.latents.items()
   }
   _, trainer = learners.mapping(config, blank)

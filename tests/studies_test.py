@@ -7,7 +7,14 @@ import re
 import pytest
 
 from configs import smoke
-from ppcmi_jax import collaboration, studies, study_tables, tables, workdir
+from ppcmi_jax import (
+  collaboration,
+  studies,
+  study_plans,
+  study_tables,
+  tables,
+  workdir,
+)
 
 
 @pytest.fixture
@@ -25,7 +32,7 @@ def get_config(method):
 
 def test_every_study_can_be_planned(config):
   config.clients = ('1', '2', '3')
-  for name, plan in studies.STUDIES.items():
+  for name, plan in study_plans.STUDIES.items():
     variants = plan(get_config, config)
     names = [variant.name for variant in variants]
     assert len(set(names)) == len(names) > 2, name
@@ -35,7 +42,7 @@ def test_every_study_can_be_planned(config):
 
 def test_the_client_study_needs_names(config):
   with pytest.raises(ValueError, match='needs the names of two clients'):
-    studies.clients(get_config, config)
+    study_plans.clients(get_config, config)
 
 
 def test_an_unknown_study_is_refused(config, tmp_path):
@@ -49,10 +56,13 @@ def test_a_stopped_study_goes_on(tmp_path, monkeypatch, capsys):
   config.baseline_steps = 4
 
   def plan(get_config, base):
-    local = studies._changed(base, pooled=False, clients=('1', '2'))
-    return [studies.Variant('all, pooled', base), studies.Variant('two', local)]
+    local = study_plans.changed(base, pooled=False, clients=('1', '2'))
+    return [
+      study_plans.Variant('all, pooled', base),
+      study_plans.Variant('two', local),
+    ]
 
-  monkeypatch.setitem(studies.STUDIES, 'pooling', plan)
+  monkeypatch.setitem(study_plans.STUDIES, 'pooling', plan)
   train, trained = collaboration.train, []
 
   def stopped(config, path):
@@ -93,8 +103,8 @@ def test_a_stopped_study_goes_on(tmp_path, monkeypatch, capsys):
   again = run()
   assert tables.text(again) == tables.text(table)
   # Another study of the same workdir finds the run of its configuration.
-  other = [studies.Variant('everything', config)]
-  monkeypatch.setitem(studies.STUDIES, 'other', lambda *_: other)
+  other = [study_plans.Variant('everything', config)]
+  monkeypatch.setitem(study_plans.STUDIES, 'other', lambda *_: other)
   (row,) = studies.run('other', get_config, config, tmp_path / 'study').rows
   assert repr(row[1:]) == repr(table.rows[0][1:])
   assert not (tmp_path / 'study' / 'everything').exists()
@@ -111,7 +121,7 @@ def test_a_stopped_study_goes_on(tmp_path, monkeypatch, capsys):
 
 
 def test_a_run_that_was_not_scored_to_the_end_is_not_done(config, tmp_path):
-  variant = studies.Variant('all', config)
+  variant = study_plans.Variant('all', config)
   file = tmp_path / 'all' / 'eval' / 'results.json'
   assert not studies._is_done(tmp_path, variant)
   file.parent.mkdir(parents=True)
@@ -130,7 +140,7 @@ def test_autoencoders_are_copied_where_they_cannot_differ(config, tmp_path):
     (folder / 'weights').write_text(task)
 
   def copied(name, **fields):
-    variant = studies.Variant(name, studies._changed(config, **fields))
+    variant = study_plans.Variant(name, study_plans.changed(config, **fields))
     studies._reuse_autoencoders(variant, tmp_path)
     found = (tmp_path / name / 'checkpoints').glob('*/weights')
     return sorted(path.parent.name for path in found)

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from ppcmi_jax import losses, tasks
+from ppcmi_jax import losses, standardisation, tasks
 from ppcmi_jax.models import autoencoder, fused, mapping, unet
 
 K, SIDE = 3, 8
@@ -93,7 +93,7 @@ def latents_of(seed, count=6):
 
 CLIENT = np.array([0, 1, 1, 0, 1, 0], np.int32)
 IMAGE_STATS, MASK_STATS = (
-  tasks.Statistics.of(latents_of(seed), CLIENT, 2) for seed in (0, 1)
+  standardisation.Statistics.of(latents_of(seed), CLIENT, 2) for seed in (0, 1)
 )
 LATENT_BATCH = {
   'image': latents_of(0), 'mask': latents_of(1), 'client': CLIENT,
@@ -372,7 +372,7 @@ def test_a_constant_channel_is_not_blown_up(others):
   z = others * np.float32(np.random.default_rng(0).normal(size=(9, 2, 2, 4)))
   z[..., 0] = 0.5
   z[0, 0, 0, 0] += 1e-3
-  stats = tasks.Statistics.of({'b': z}, np.zeros(9, int), 1)
+  stats = standardisation.Statistics.of({'b': z}, np.zeros(9, int), 1)
   scaled = stats.standardise({'b': z}, np.zeros(9, int))['b']
   assert np.all(np.isfinite(scaled))
   assert np.abs(scaled[..., 0]).max() < (0.2 if others else 6)
@@ -466,7 +466,7 @@ def test_the_networks_of_the_package_fit_their_tasks(name):
   }
   pairs = {**images, 'image': latents, 'mask': latents}
   pairs['client'] = np.zeros(2, np.int32)
-  stats = tasks.Statistics.of(latents, pairs['client'], 1)
+  stats = standardisation.Statistics.of(latents, pairs['client'], 1)
   model = network(name)
   make = {
     'image': tasks.image_reconstruction,

@@ -107,9 +107,9 @@ def needs(
     Of all hospitals: 'pairs', 'stored_bytes' of sealed messages, 'messages'
     (files, and as many kept keys), 'kept_bytes' of these, 'memory_bytes' that
     reading takes at its peak, 'open_hours' of one core, 'order_s' of drawing
-    the order of all passes, 'flops', 'core_hours', 'chip_hours' and 'pod_hours' of training,
-    'statistics_bytes', 'key_bytes'. Of each: 'upload_bytes', 'upload_hours',
-    'contribute_hours'.
+    the order of all passes, 'flops', 'core_hours', 'chip_hours' and 'pod_hours'
+    of training, 'statistics_bytes', 'key_bytes'. Of each: 'upload_bytes',
+    'upload_hours', 'contribute_hours'.
 
   Raises:
     ValueError: a dtype that was not measured.

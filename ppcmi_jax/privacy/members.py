@@ -26,7 +26,14 @@ import numpy as np
 import optax
 
 from ppcmi_jax import examples as examples_lib
-from ppcmi_jax import images, learners, models, tasks, train_step
+from ppcmi_jax import (
+  images,
+  learners,
+  models,
+  standardisation,
+  tasks,
+  train_step,
+)
 from ppcmi_jax.attacks import membership as attacks
 from ppcmi_jax.privacy import visits
 
@@ -208,7 +215,9 @@ def _losses(config, decode, data, member, steps, options, title):
   pairs, count = data.pairs, len(data.subject)
   clients = int(pairs['client'].max()) + 1
   statistics = {
-    modality: tasks.Statistics.of(pairs[modality], pairs['client'], clients)
+    modality: standardisation.Statistics.of(
+      pairs[modality], pairs['client'], clients
+    )
     for modality in ('image', 'mask')
   }
   small = {**config.mapping_options, **SMALL[config.mapping], **options}
