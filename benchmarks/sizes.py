@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from configs import abdomen, smoke
+from configs import abdomen, smoke, study
 from ppcmi_jax import learners
 
 
@@ -61,11 +61,12 @@ def _official(method: str) -> Any:
   return abdomen.get_full_config('official' if method == 'ppcmi_sf' else method)
 
 
-# Of the configurations' data sets: smoke has two structures, abdomen seven,
-# the data set of the official code two. Full is our default at the size of the
-# paper's data, official what the official code has there.
+# Of the configurations' data sets: smoke and study have two structures, abdomen
+# seven, the data set of the official code two. Full is our default at the size
+# of the paper's data, official what the official code has there.
 SIZES = {
   'small': Size(smoke.get_config, 3, batches=(1,)),
+  'study': Size(study.get_config, 3),
   'default': Size(abdomen.get_config, 8),
   'full': Size(abdomen.get_full_config, 8),
   'official': Size(_official, 3),

@@ -51,6 +51,7 @@ def ablation(get_config: GetConfig, base: Any) -> list[Variant]:
     'latents not standardised': {'standardise': False},
     'no augmented contributions': {'copies': 0},
     'float32 wire': {'wire_dtype': 'float32'},
+    'int8 wire': {'wire_dtype': 'int8'},
   }
   return [
     Variant(name, changed(base, **fields)) for name, fields in changes.items()
