@@ -1,6 +1,5 @@
 """The tables of what a query costs: time, bytes, operations."""
 
-import statistics
 from collections.abc import Mapping
 from typing import Any
 
@@ -72,7 +71,7 @@ def payload(
 ) -> tables.Table:
   """Returns Dice by how little is sent."""
   whole = result['whole']
-  mean = lambda dice: statistics.mean(dice.values())
+  mean = payload_lib.mean_dice
   kib = lambda size: f'{size / 1024:.1f}'
   named = [
     ('both: nothing rounded, float16', whole),
@@ -88,8 +87,8 @@ def payload(
       name,
       kib(row['bytes']),
       kib(row['longest']),
-      *map(tables.number, (*row['dice'].values(), mean(row['dice']))),
-      f'{mean(row["dice"]) - mean(whole["dice"]):+.4f}',
+      *map(tables.number, (*row['dice'].values(), mean(row))),
+      f'{mean(row) - mean(whole):+.4f}',
     ]
     for name, row in named
   ]
@@ -103,8 +102,8 @@ def payload(
     'anew. mixed: as sealed sends int8, in so\nmany bits. coded: by an ideal '
     'entropy coder, whose messages would have to be padded to the longest, as '
     'their length\ntells of the image. Last: the smallest of each that costs '
-    f'at most {payload_lib.FALL / 2:g}, together (KiB of\nboth): of those of '
-    'one size, and of all.',
+    f'at most {payload_lib.FALL / 2:g}, together (KiB of\nboth): of what is '
+    'mixed, and of all.',
   )  # fmt: skip
 
 

@@ -27,6 +27,7 @@ Axes: M images, h, w sides of a latent, C channels.
 
 import functools
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -35,7 +36,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppcmi_jax import examples as examples_lib
-from ppcmi_jax import images, score_table
+from ppcmi_jax import score_table
 from ppcmi_jax.sealed import chacha, envelope, mixing
 
 Latents = Mapping[str, np.ndarray]
@@ -63,8 +64,8 @@ def payload(config: Any, run: Any) -> dict[str, Any]:
   Returns:
     {'whole', 'query', 'reply', 'both'}: 'whole' is the run with nothing
     rounded; 'query' and 'reply' are {way: row} with the other message whole;
-    'both' lists, first among messages of one size, then among all, the smallest
-    of each that costs at most half of FALL, together; fewer where nothing does.
+    'both' lists, first of what is mixed, then of all, the smallest of each that
+    costs at most half of FALL, together; fewer where nothing does.
     A row holds 'dice' {client: mean over the structures of the test split},
     'bytes' (of a message, mean over images and clients; of 'both' the sum of
     two) and 'longest', and of 'both' the two ways.
@@ -84,16 +85,13 @@ def payload(config: Any, run: Any) -> dict[str, Any]:
       'longest': int(sizes.max()),
     }
 
-  mean = lambda row: np.mean(list(row['dice'].values()))
   ways = next(iter(parties.values())).ways['query']
   whole = row(None, None, 'query')
   query = {way: row(way, None, 'query') for way in ways}
   reply = {way: row(None, way, 'reply') for way in ways}
-  both = []
+  both, enough = [], mean_dice(whole) - FALL / 2
   for word in ('mixed', ''):
-    least = [
-      _least(rows, word, mean(whole) - FALL / 2) for rows in (query, reply)
-    ]
+    least = [_least(rows, word, enough) for rows in (query, reply)]
     if None not in least:
       there, back = least
       both.append(
@@ -108,13 +106,16 @@ def payload(config: Any, run: Any) -> dict[str, Any]:
   return {'whole': whole, 'query': query, 'reply': reply, 'both': both}
 
 
+def mean_dice(row: Mapping[str, Any]) -> float:
+  """Returns the mean over clients of a row of `payload`."""
+  return statistics.mean(row['dice'].values())
+
+
 def _least(rows, word, dice):
   """Returns the way with a word whose longest message is shortest, or None."""
   return min(
     (
-      way
-      for way, row in rows.items()
-      if word in way and np.mean(list(row['dice'].values())) >= dice
+      way for way, row in rows.items() if word in way and mean_dice(row) >= dice
     ),
     key=lambda way: rows[way]['longest'],
     default=None,
@@ -125,36 +126,42 @@ class _Party:
   """A client and its server, and what rounds the messages between them."""
 
   def __init__(self, config, run, name):
-    (encode, _, _), (answer, server_state, _), (decode, _, _) = (
-      run.networks[network]
+    # Clients share what is compiled, so variables are arguments.
+    encode, answer, decode = (
+      jax.jit(run.networks[network][0])
       for network in ('image encoder', 'mapping network', 'mask decoder')
     )
     state = run.hospitals[name].state
     number = list(run.hospitals).index(name)
 
+    def encoded(image):
+      return _in_batches(functools.partial(encode, state.image), image)
+
     def reply(latents):
-      client = jnp.full(len(latents['b']), number, jnp.int32)
-      return answer(server_state, latents, client)
+      client = np.full(_count(latents), number, np.int32)
+      ask = lambda parts: answer(run.server_state, *parts)
+      return _in_batches(ask, (latents, client))
 
     def reveal(latents):
-      logits = decode(state.mask, latents)
-      return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+      logits = _in_batches(functools.partial(decode, state.mask), latents)
+      return logits.argmax(-1).astype(np.uint8)
 
-    encode = functools.partial(encode, state.image)
-    self._reply, self._reveal = _batched(reply), _batched(reveal)
+    self._reply, self._reveal = reply, reveal
     parts = run.data.hospitals[name]
     self._test, self._class_names = parts['test'], run.data.class_names
-    known = _batched(encode)(images.unit_image(parts['train'].image[:MOST]))
-    self._query = _batched(encode)(images.unit_image(self._test.image))
+    known = encoded(parts['train'].image[:MOST])
+    self._whole = encoded(self._test.image)
+    self._whole_reply = reply(self._whole)
     self.ways = {
       'query': roundings(known, alike=False),
-      'reply': roundings(self._reply(known), alike=config.sensitivity),
+      'reply': roundings(reply(known), alike=config.sensitivity),
     }
 
   def score(self, query, reply):
     """Returns mean Dice and {direction: bytes [M]} of two ways, or None."""
-    sent, there = self._rounded('query', query, self._query)
-    answer, back = self._rounded('reply', reply, self._reply(sent))
+    sent, there = self._rounded('query', query, self._whole)
+    answer = self._whole_reply if query is None else self._reply(sent)
+    answer, back = self._rounded('reply', reply, answer)
     scores = score_table.score_labels(
       self._reveal(answer), self._test, class_names=self._class_names
     )
@@ -192,31 +199,32 @@ def roundings(known: Latents, *, alike: bool) -> dict[str, Rounding]:
 
 def mixed(bits: int) -> Rounding:
   """Returns what rounds mixed latents to 2^bits levels, a key of SPACINGS."""
-  spacing, half = SPACINGS[bits], 2 ** (bits - 1)
-  transform = mixing.mix()
-
-  def through(latents):
-    # Any key does: how numbers are rounded does not depend on it.
-    key = chacha.key_words(bytes(chacha.KEY_BYTES))
-    secret = transform.init(dict.fromkeys(latents, key), latents)
-
-    def rounded(parts):
-      level = jnp.floor(parts['values'] / spacing)
-      level = jnp.clip(level, -half, half - 1) + 0.5
-      return {**parts, 'values': spacing * level}
-
-    covered = transform.forward(secret, latents)
-    return transform.inverse(
-      secret, {name: rounded(parts) for name, parts in covered.items()}
-    )
-
-  batched = _batched(through)
+  through = functools.partial(_through, SPACINGS[bits], 2 ** (bits - 1))
 
   def apply(latents):
     size = sum(math.ceil(bits * z[0].size / 8) for z in latents.values())
-    return batched(latents), np.full(_count(latents), size)
+    return _in_batches(through, latents), np.full(_count(latents), size)
 
   return apply
+
+
+@jax.jit
+def _through(spacing, half, latents):
+  """Rounds mixed latents to 2 half levels, and unmixes them."""
+  transform = mixing.mix()
+  # Any key does: how numbers are rounded does not depend on it.
+  key = chacha.key_words(bytes(chacha.KEY_BYTES))
+  secret = transform.init(dict.fromkeys(latents, key), latents)
+
+  def rounded(parts):
+    level = jnp.floor(parts['values'] / spacing)
+    level = jnp.clip(level, -half, half - 1) + 0.5
+    return {**parts, 'values': spacing * level}
+
+  covered = transform.forward(secret, latents)
+  return transform.inverse(
+    secret, {name: rounded(parts) for name, parts in covered.items()}
+  )
 
 
 def coded(steps: Mapping[str, np.ndarray], known: Latents) -> Rounding:
@@ -282,10 +290,8 @@ def _count(latents):
   return len(next(iter(latents.values())))
 
 
-def _batched(function):
-  """Returns a function of arrays of any number of images, compiled once."""
-  function = jax.jit(function)
-  return lambda inputs: examples_lib.map_batches(function, inputs, BATCH)
+def _in_batches(function, inputs):
+  return examples_lib.map_batches(function, inputs, BATCH)
 
 
 def _overhead(config, run):
