@@ -9,7 +9,7 @@ from benchmarks import measure, networks
 from benchmarks import sizes as sizes_lib
 from ppcmi_jax import channel as channel_lib
 from ppcmi_jax import client as client_lib
-from ppcmi_jax import enrolment, hospitals, workdir
+from ppcmi_jax import enrolment, hospitals, learners, workdir
 from ppcmi_jax import server as server_lib
 
 PROTECTIONS = ('klt', 'sealed')
@@ -58,6 +58,8 @@ def meet(
   """
   config, autoencoders = size.method(), size.learners()
   config.protection = protection
+  if config.wire_dtype not in learners.WIRE_DTYPES[protection]:
+    config.wire_dtype = 'float16'
   place = workdir.Workdir(folder, config.to_dict())
   enrolment.enrol(config, place, ['A'])
   pair = {'image': size.images(1), 'mask': size.masks(1)}

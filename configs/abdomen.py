@@ -85,7 +85,8 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
     config.baseline_options = SMALL_BASELINES[method]
     config.baseline_batch_size = 8
     config.baseline_learning_rate = 3e-3
-    config.baseline_steps = 800
+    config.baseline_steps = 2400  # as many images as three image encoders see
+    config.eval_every = 300
     return config
 
   # PPCMI-SF
@@ -97,13 +98,13 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.autoencoder_learning_rate = 6e-3
   config.image_blocks = 1  # convolutions behind each stage of its encoder
   config.segmentation_weight = 0.3  # of masks in the image autoencoder's loss
-  config.image_steps = 1600  # as many images as the baselines see
+  config.image_steps = 1600
   config.mask_steps = 1500
   config.latent_noise = 0.1
   config.latent_mixing = 0.5
   config.sensitivity = True  # mask latents in units of the decoder's
   config.protection = 'sealed'
-  config.wire_dtype = 'float16'
+  config.wire_dtype = 'int8'  # 'float16' or wider where latents are not mixed
   config.copies = 24  # augmented contributions of each pair, beside itself
   config.mapping = 'fused_mapping'
   config.mapping_options = {'widths': (96, 160, 256)}
@@ -122,6 +123,7 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   }
   if published:
     config.protection = 'klt'
+    config.wire_dtype = 'float16'
     config.upsampling = 'bilinear'
     config.image_blocks = 0
     config.segmentation_weight = 0.0

@@ -62,6 +62,7 @@ class Collaboration(NamedTuple):
     server, server_state: its functions, and the variables of its mapping
       network; None for a baseline.
     connect: wire dtype -> Connection, the same networks and keys.
+    guarantee: what DP-SGD promises of the mapping network, where it trained it.
   """
 
   data: hospitals.Data
@@ -72,6 +73,7 @@ class Collaboration(NamedTuple):
   server: server_lib.Server | None = None
   server_state: Any = None
   connect: Callable[[str], Connection] | None = None
+  guarantee: privacy_guarantee.Guarantee | None = None
 
 
 def train(config: Any, path: str | pathlib.Path) -> None:
@@ -181,7 +183,8 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
 
   Raises:
     ValueError: no such run, another configuration, training not finished, no
-      whole checkpoint, or a missing or wrong key file.
+      whole checkpoint, a missing or wrong key file, or DP-SGD's promise
+      missing or damaged.
   """
   learners.check(config)
   workdir = workdir_lib.Workdir(path, config.to_dict(), create=False)
@@ -256,6 +259,9 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
     own.server,
     server_state,
     connect,
+    privacy_guarantee.Guarantee.read(workdir)
+    if config.dp.noise_multiplier
+    else None,
   )
 
 

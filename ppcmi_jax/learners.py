@@ -60,7 +60,12 @@ def check(config: Any) -> None:
     else:
       _check_choice(config, 'protection', WIRE_DTYPES)
       _check_choice(config, 'mapping', MAPPINGS)
-      _check_choice(config, 'wire_dtype', WIRE_DTYPES[config.protection])
+      _check_choice(
+        config,
+        'wire_dtype',
+        WIRE_DTYPES[config.protection],
+        f' with protection {config.protection}',
+      )
       _check_choice(config, 'upsampling', ('bilinear', 'shuffle'))
       positive += ['image_steps', 'mask_steps', 'mapping_steps']
       positive += ['autoencoder_batch_size', 'mapping_batch_size']
@@ -98,10 +103,11 @@ def check(config: Any) -> None:
     raise ValueError(f'configuration: a field is missing: {error}') from None
 
 
-def _check_choice(config, field, choices):
+def _check_choice(config, field, choices, where=''):
   if config[field] not in choices:
     raise ValueError(
-      f'{field}: expected one of {", ".join(choices)}, found {config[field]!r}'
+      f'{field}: expected one of {", ".join(choices)}{where}, found '
+      f'{config[field]!r}'
     )
 
 

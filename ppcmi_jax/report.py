@@ -17,7 +17,6 @@ from ppcmi_jax import (
   evaluation,
   hospitals,
   page,
-  privacy_guarantee,
   report_figures,
   report_tables,
   tables,
@@ -76,10 +75,8 @@ def evaluate(
   printed = '\n\n'.join(
     tables.text(table) for table in built if table.name not in UNPRINTED
   )
-  guarantee = None
-  if run.hospitals and config.dp.noise_multiplier:
-    guarantee = privacy_guarantee.Guarantee.read(folder)
-    printed += f'\n\nMapping network: {guarantee}'
+  if run.guarantee:
+    printed += f'\n\nMapping network: {run.guarantee}'
   print(printed)
   folder.write_text(folder.path / 'eval' / 'tables.txt', printed + '\n')
   report = folder.path / 'report'
@@ -87,19 +84,19 @@ def evaluate(
     for suffix, render in (('csv', tables.csv), ('tex', tables.latex)):
       file = report / 'tables' / f'{table.name}.{suffix}'
       folder.write_text(file, render(table))
-  figures = report_figures.draw(config, run, results, folder.path)
+  figures = report_figures.draw(config, run, results, folder)
   folder.write_text(
     report / 'index.html',
-    _page(config, run, results, built, figures, guarantee),
+    _page(config, run, results, built, figures),
   )
   print(f'written: {folder.path / "eval" / evaluation.RESULTS}, {report}')
   return results
 
 
-def _page(config, run, results, built, figures, guarantee) -> str:
+def _page(config, run, results, built, figures) -> str:
   """Returns the whole report as HTML."""
   by_name = {table.name: table for table in built}
-  summary = _summary(config, run, results, guarantee)
+  summary = _summary(config, run, results)
   sections = [page.Section('What this is', summary)]
   for heading, names in SECTIONS.items():
     parts: list[Any] = []
@@ -141,7 +138,7 @@ def _page(config, run, results, built, figures, guarantee) -> str:
   )
 
 
-def _summary(config, run, results, guarantee=None) -> list[Any]:
+def _summary(config, run, results) -> list[Any]:
   parts: list[Any] = [page.note(report_tables.scope(run))]
   if run.hospitals:
     text = PROTECTION_NOTES[config.protection]
@@ -151,8 +148,8 @@ def _summary(config, run, results, guarantee=None) -> list[Any]:
       'Images, masks and autoencoders stayed with the clients; latents '
       'crossed. The server holds the keys and sees latents.'
     )
-    if guarantee is not None:
-      text = f'The mapping network is {guarantee}.'
+    if run.guarantee:
+      text = f'The mapping network is {run.guarantee}.'
       parts.append(page.note(text, label='Differential privacy'))
   else:
     where = 'one place' if config.pooled else 'each hospital'

@@ -1,6 +1,5 @@
 """The pictures of a run's report."""
 
-import json
 import pathlib
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -9,6 +8,7 @@ import jax
 import numpy as np
 
 from ppcmi_jax import evaluation, exposure, learners, report_tables
+from ppcmi_jax import workdir as workdir_lib
 from ppcmi_jax.figures import (
   attacks,
   curves,
@@ -35,7 +35,7 @@ def draw(
   config: Any,
   run: evaluation.Run,
   results: Mapping[str, Any],
-  workdir: pathlib.Path,
+  workdir: workdir_lib.Workdir,
 ) -> list[Figure]:
   """Draws the pictures of what was evaluated into workdir/report.
 
@@ -48,7 +48,7 @@ def draw(
   Returns:
     Those that there was something to draw for.
   """
-  folder = workdir / 'report'
+  folder = workdir.path / 'report'
   drawn = []
   if 'segmentation' in results:
     drawn += _cases(config, run, results['segmentation'], folder)
@@ -59,14 +59,11 @@ def draw(
   if 'cross_client' in results:
     drawn += _matrices(results['cross_client'], folder)
   if 'privacy' in results:
-    drawn += _attacks(config, run, results['privacy'], workdir)
-  log = workdir / 'metrics.jsonl'
-  if log.exists():
-    rows = [json.loads(line) for line in log.read_text().splitlines()]
-    path = folder / 'training.png'
-    if curves.draw_curves(path, rows):
-      text = 'Training and validation loss of every task.'
-      drawn.append(Figure(path, 'Training', text, text))
+    drawn += _attacks(config, run, results['privacy'], workdir.path)
+  path = folder / 'training.png'
+  if curves.draw_curves(path, workdir.read_log()):
+    text = 'Training and validation loss of every task.'
+    drawn.append(Figure(path, 'Training', text, text))
   return drawn
 
 

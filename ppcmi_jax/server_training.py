@@ -3,6 +3,7 @@
 Nothing of a client is imported here: no image, mask, encoder or decoder.
 """
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -119,6 +120,7 @@ def _fit_privately(config, workdir, task, trainer, pairs, source, title):
   keeper.close()
   if done is not None:
     return
+  clock = time.monotonic()
   variables, guarantee = private_training.fit_mapping(
     task,
     pairs,
@@ -132,6 +134,8 @@ def _fit_privately(config, workdir, task, trainer, pairs, source, title):
   # The promise comes first: no network may be there without it.
   guarantee.write(workdir)
   trainer.adopt(variables, sample, directory)
+  seconds = time.monotonic() - clock
+  workdir.log({'task': title, 'step': config.mapping_steps, 'seconds': seconds})
   print(f'Mapping network: {guarantee}', flush=True)
 
 

@@ -28,7 +28,6 @@ from ppcmi_jax import (
   evaluation,
   hospitals,
   learners,
-  privacy_guarantee,
   study_plans,
   study_tables,
   tables,
@@ -190,17 +189,16 @@ def _evaluated(variant, root) -> dict[str, Any]:
   config, path = variant.config, _folder(root, variant)
   if not _is_done(root, variant):
     _reuse_autoencoders(variant, root)
-    start = time.monotonic()
     collaboration.train(config, path)
-    minutes = (time.monotonic() - start) / 60
     trained = collaboration.restore(config, path)
     names = ('segmentation', 'query', 'networks')
     results = evaluation.evaluate(config, path, trained, names)
-    results['minutes'] = minutes
     _keep_examples(trained, path)
     folder = workdir.Workdir(path, config.to_dict(), create=False)
-    if 'dp' in config and config.dp.noise_multiplier:
-      results['epsilon'] = privacy_guarantee.Guarantee.read(folder).epsilon
+    seconds = sum(row.get('seconds', 0) for row in folder.read_log())
+    results['minutes'] = seconds / 60
+    if trained.guarantee:
+      results['epsilon'] = trained.guarantee.epsilon
     file = folder.path / 'eval' / evaluation.RESULTS
     folder.write_text(file, json.dumps(results, indent=1) + '\n')
   # Opening it compares its configuration with the variant's.

@@ -32,7 +32,7 @@ def ablation(get_config: GetConfig, base: Any) -> list[Variant]:
   del get_config
   changes = {
     'all parts': {},
-    'no transform': {'protection': 'none'},
+    'no protection': {'protection': 'none', 'wire_dtype': 'float16'},
     'no skips': {'skips': False},
     'published mapping network': {
       'mapping': 'mapping',
@@ -50,8 +50,8 @@ def ablation(get_config: GetConfig, base: Any) -> list[Variant]:
     'all errors of latents alike': {'sensitivity': False},
     'latents not standardised': {'standardise': False},
     'no augmented contributions': {'copies': 0},
+    'float16 wire': {'wire_dtype': 'float16'},
     'float32 wire': {'wire_dtype': 'float32'},
-    'int8 wire': {'wire_dtype': 'int8'},
   }
   return [
     Variant(name, changed(base, **fields)) for name, fields in changes.items()

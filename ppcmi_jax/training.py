@@ -8,6 +8,7 @@ import contextlib
 import functools
 import math
 import pathlib
+import time
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -171,7 +172,8 @@ class Trainer:
       seed: of initialisation, order and randomness; never of secrets.
       directory: of the task's checkpoints.
       title: for the progress bar and error messages.
-      log: called with {'step', 'loss', 'valid_loss', ...} at each validation.
+      log: called with {'task', 'step', 'loss', 'valid_loss', 'seconds'} at each
+        validation; seconds since the one before, or since the start.
       warn: called with a line for each damaged checkpoint.
       order: rows of `train` to draw from, with repeats; all once if None.
 
@@ -181,6 +183,7 @@ class Trainer:
     Raises:
       FloatingPointError: the loss is not finite; names the step.
     """
+    clock = time.monotonic()
     # The 'rbg' generator compiles in a tenth of the time of the default one.
     init_key = jax.random.key(seed, impl='rbg')
     step_key = jax.random.key(seed)
@@ -216,16 +219,19 @@ class Trainer:
         if step % 20 == 0:
           bar.set_postfix({'loss': f'{float(losses[-1]):.4f}'}, refresh=False)
         if step % self._eval_every == 0 or step == self._steps:
-          state = self._validate(state, losses, valid, title, bar, log)
-          losses = []
+          state, row = self._validate(state, losses, valid, title, bar)
+          losses, seconds = [], time.monotonic() - clock
+          clock += seconds
+          if processes.is_first():
+            log({'task': title, 'step': step, **row, 'seconds': seconds})
           if keeper:
             keeper.save(step, state)
           done = self.is_done(state)
     return state
 
   def _validate(
-    self, state, losses, valid, title, bar, log
-  ) -> train_step.TrainState:
+    self, state, losses, valid, title, bar
+  ) -> tuple[train_step.TrainState, dict[str, float]]:
     step = int(state.step)
     losses = np.array(jax.device_get(losses))
     if not np.all(np.isfinite(losses)):
@@ -242,15 +248,13 @@ class Trainer:
       )
     row = {'loss': float(np.mean(losses)), 'valid_loss': valid_loss}
     bar.set_postfix({k: f'{v:.4f}' for k, v in row.items()})
-    if processes.is_first():
-      log({'task': title, 'step': step, **row})
     if valid_loss < float(state.best_loss):
       state = state._replace(
         best_variables=train_step.copy(state.variables),
         best_loss=np.float32(valid_loss),
         best_step=np.int32(step),
       )
-    return train_step.replicate(state)
+    return train_step.replicate(state), row
 
 
 def _check_same_network(variables, expected):

@@ -118,6 +118,15 @@ class Workdir:
     with open(self.path / 'metrics.jsonl', 'a') as file:
       file.write(json.dumps(row) + '\n')
 
+  def read_log(self) -> list[dict[str, Any]]:
+    """Returns what was logged, less lines that a kill cut short."""
+    path = self.path / 'metrics.jsonl'
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+      with contextlib.suppress(json.JSONDecodeError):
+        rows.append(json.loads(line))
+    return rows
+
   def write_text(self, path: pathlib.Path, text: str) -> None:
     """Writes a file whole or not at all."""
     self.write_bytes(path, text.encode())

@@ -197,11 +197,13 @@ def test_the_report_says_what_is_promised(tmp_path):
   found = privacy_guarantee.Guarantee.read(workdir)
   assert found == promise
   data = types.SimpleNamespace(within_subject=False, table='')
-  run = types.SimpleNamespace(data=data, hospitals={'1': None})
-  shown = lambda *some: str(report._summary(config, run, {}, *some))
+  run = lambda promise: types.SimpleNamespace(
+    data=data, hospitals={'1': None}, guarantee=promise
+  )
+  shown = lambda promise: str(report._summary(config, run(promise), {}))
   assert '(2.000, 1e-05)-DP for one training image of 200' in shown(found)
   assert 'not per patient' in shown(found)
-  assert 'Differential privacy' not in shown()
+  assert 'Differential privacy' not in shown(None)
   (tmp_path / privacy_guarantee.FILE).write_text('{}')
   with pytest.raises(ValueError, match='expected epsilon, delta, unit'):
     privacy_guarantee.Guarantee.read(workdir)

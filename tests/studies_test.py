@@ -85,6 +85,12 @@ def test_a_stopped_study_goes_on(tmp_path, monkeypatch, capsys):
   assert re.search(r'all, pooled +4 +done\n +two +4 +\d\n', out)
   assert [row[0] for row in table.rows] == ['all, pooled', 'two']
   first, second = (dict(zip(table.headers, row)) for row in table.rows)
+  # All that training took, of however many starts.
+  rows = workdir.Workdir(
+    tmp_path / 'study' / 'all-pooled', config.to_dict()
+  ).read_log()
+  spent = sum(row['seconds'] for row in rows) / 60
+  assert spent > 0 and first['minutes'] == f'{spent:.1f}'
   assert first['leaves the hospital'] == 'images and masks'
   assert second['leaves the hospital'] == 'nothing'
   assert first['steps x batch'] == f'4 x {config.baseline_batch_size}'

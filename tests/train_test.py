@@ -368,6 +368,7 @@ def test_unknown_field_is_one_line(script, tmp_path):
     ('mapping', 'none', 'fused_mapping'),
     ('mapping', 'mapping', 'widths'),
     ('protection', 'rot13', 'klt'),
+    ('protection', 'klt', "float16 with protection klt, found 'int8'"),
     ('augment', {'shear': 1.0}, 'rotation_deg'),
     ('autoencoder_widths', (4, 4), '5 stages'),
   ],

@@ -4,6 +4,7 @@ import functools
 import os
 import subprocess
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -60,10 +61,12 @@ def trainer(**options):
 
 
 def test_loss_falls_and_is_logged(tmp_path):
-  rows = []
+  rows, start = [], time.monotonic()
   state = trainer(steps=30, eval_every=10).fit(
     arrays(), arrays(), seed=0, directory=tmp_path, log=rows.append
   )
+  spent = time.monotonic() - start
+  assert 0 < sum(row['seconds'] for row in rows) < spent
   assert [row['step'] for row in rows] == [10, 20, 30]
   assert rows[-1]['loss'] < rows[0]['loss']
   assert int(state.step) == 30

@@ -167,8 +167,14 @@ def test_text_is_utf_8_and_metrics_are_lines(tmp_path):
   rows = [{'step': 1, 'loss': 0.25}, {'step': 2, 'task': 'mapping'}]
   for row in rows:
     folder.log(row)
-  lines = (tmp_path / 'metrics.jsonl').read_text().splitlines()
-  assert [json.loads(line) for line in lines] == rows
+  file = tmp_path / 'metrics.jsonl'
+  assert [json.loads(line) for line in file.read_text().splitlines()] == rows
+  file.write_text(file.read_text() + '{"step": 3, "lo')  # cut short
+  assert folder.read_log() == rows
+
+
+def test_nothing_was_logged_before_the_first_line(tmp_path):
+  assert workdir.Workdir(tmp_path, CONFIG).read_log() == []
 
 
 def test_secrets_may_live_elsewhere(tmp_path, monkeypatch):
