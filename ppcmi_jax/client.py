@@ -34,6 +34,9 @@ class ClientState(NamedTuple):
   mask: Mapping[str, Any]
 
 
+MODALITIES = ClientState._fields  # what a client has an autoencoder of
+
+
 class Ticket(NamedTuple):
   """Binds a reply to the query that it answers; kept by the client.
 

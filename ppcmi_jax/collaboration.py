@@ -17,7 +17,12 @@ import numpy as np
 from absl import logging
 
 from ppcmi_jax import (
+  client as client_lib,
+)
+from ppcmi_jax import (
+  contributions,
   enrolment,
+  hospital_data,
   hospitals,
   images,
   input_pipeline,
@@ -65,7 +70,7 @@ class Collaboration(NamedTuple):
     guarantee: what DP-SGD promises of the mapping network, where it trained it.
   """
 
-  data: hospitals.Data
+  data: hospital_data.Data
   predict: Mapping[str, Callable[[Any], Any]]
   hospitals: Mapping[str, hospitals.Hospital]
   networks: Mapping[str, tuple[Callable[..., Any], Any, tuple[Any, ...]]]
@@ -94,7 +99,7 @@ def train(config: Any, path: str | pathlib.Path) -> None:
   processes.check_shared(workdir.path)
   with contextlib.ExitStack() as stack:
     processes.first(lambda: stack.enter_context(workdir.lock()))
-    data = processes.in_turn(lambda: hospitals.load_data(config, workdir))
+    data = processes.in_turn(lambda: hospital_data.load(config, workdir))
     if processes.is_first():
       print(data.table, flush=True)
     if config.method in learners.BASELINES:
@@ -148,7 +153,7 @@ def _train_ppcmi_sf(config, workdir, data):
   )
   count = 2 * len(names) + 1
   for i, (name, parts) in enumerate(data.hospitals.items()):
-    for j, modality in enumerate(hospitals.MODALITIES):
+    for j, modality in enumerate(client_lib.MODALITIES):
       getattr(autoencoders, modality).fit(
         parts['train'].arrays(),
         parts['valid'].arrays(),
@@ -174,8 +179,10 @@ def _contribute(config, workdir, data, autoencoders):
       config, workdir, data, autoencoders, name
     )
     hospitals.warn_of_weak_classes(data, name, hospital)
-    hospitals.forget_old_contributions(workdir, name, hospital)
-    hospitals.contribute(config, workdir, name, parts, hospital)
+    contributions.forget_old(workdir, name, hospital.state)
+    contributions.write(
+      config, workdir, name, parts, hospital.client, hospital.state
+    )
 
 
 def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
@@ -188,7 +195,7 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
   """
   learners.check(config)
   workdir = workdir_lib.Workdir(path, config.to_dict(), create=False)
-  data = hospitals.load_data(config, workdir)
+  data = hospital_data.load(config, workdir)
   names = list(data.hospitals)
   if config.method in learners.BASELINES:
     task, trainer = learners.baseline(config, num_classes=data.num_classes)

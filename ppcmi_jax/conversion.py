@@ -26,10 +26,13 @@ import numpy as np
 from absl import flags
 
 from ppcmi_jax import (
+  client as client_lib,
+)
+from ppcmi_jax import (
   collaboration,
   command,
   enrolment,
-  hospitals,
+  hospital_data,
   key_store,
   learners,
   official,
@@ -105,7 +108,7 @@ def read_folder(
 
 
 def _fill(config, workdir, folder):
-  data = hospitals.load_data(config, workdir)
+  data = hospital_data.load(config, workdir)
   names = list(data.hospitals)
   files = _list_files(pathlib.Path(folder), names)
   autoencoders = learners.autoencoders(
@@ -114,7 +117,7 @@ def _fill(config, workdir, folder):
   secrets, _ = key_store.open_keys(workdir, names, create=True)
   for name in names:
     transforms = {}
-    for modality in hospitals.MODALITIES:
+    for modality in client_lib.MODALITIES:
       file = files[modality, name]
       variables, transforms[modality] = official.load_autoencoder(file)
       _check_transform(config, file, transforms[modality])

@@ -94,7 +94,7 @@ def read_contributions(
   Returns:
     {'image': {scale: [M, h, w, C]}, 'mask': likewise, 'client': int32 [M],
     'source': int32 [M]}. Pairs of one source are copies of one image of one
-    client, as far as file names tell (`hospitals.contribute`), which nothing
+    client, as far as file names tell (`contributions.write`), which nothing
     authenticates; pairs of files with other names have a source each.
 
   Raises:

@@ -24,9 +24,9 @@ from typing import Any
 import numpy as np
 
 from ppcmi_jax import (
+  client,
   collaboration,
   evaluation,
-  hospitals,
   learners,
   study_plans,
   study_tables,
@@ -274,7 +274,7 @@ def _reuse_autoencoders(variant, root) -> None:
       continue
     for source in sorted((folder / 'checkpoints').glob('*_*')):
       modality, _, name = source.name.partition('_')
-      if modality not in hospitals.MODALITIES or (names and name not in names):
+      if modality not in client.MODALITIES or (names and name not in names):
         continue
       if (target / source.name).exists():
         continue

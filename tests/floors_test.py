@@ -26,7 +26,7 @@ FLOORS = {
   'official_metrics splits partitions privacy_guarantee privacy_tables '
   'sensitivity',
   2: 'client server input_pipeline official score_table',
-  3: 'tasks',
+  3: 'tasks hospital_data contributions',
   4: 'train_step evaluators figures private_training',
   5: 'training',
   6: 'learners attacks',

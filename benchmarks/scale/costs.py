@@ -16,11 +16,12 @@ import numpy as np
 from benchmarks import measure, networks, query
 from benchmarks import sizes as sizes_lib
 from benchmarks.scale import arithmetic
-from ppcmi_jax import hospitals, input_pipeline
+from ppcmi_jax import client as client_lib
+from ppcmi_jax import contributions, input_pipeline
 from ppcmi_jax import server as server_lib
 
 DTYPES = ('float16', 'int8')
-PAIRS = max(hospitals.CONTRIBUTION_BATCHES)  # in a message
+PAIRS = max(contributions.BATCHES)  # in a message
 
 
 class Seconds(NamedTuple):
@@ -100,7 +101,7 @@ def _journey(size, parties, folder, repeats) -> dict[str, Any]:
   contribute_s = _seconds(contribute, range(repeats + 1)).cpu / PAIRS
   paths = []
   for i, pair in enumerate(sent):
-    for modality, message in zip(hospitals.MODALITIES, pair, strict=True):
+    for modality, message in zip(client_lib.MODALITIES, pair, strict=True):
       paths.append(folder / f'train-000-{i * PAIRS:06d}.{modality}.msg')
       paths[-1].write_bytes(message)
   read = lambda _: server_lib.read_contributions(
@@ -123,7 +124,7 @@ def _journey(size, parties, folder, repeats) -> dict[str, Any]:
   return {
     'held_bytes': sum(
       z.nbytes // len(z)
-      for modality in hospitals.MODALITIES
+      for modality in client_lib.MODALITIES
       for z in pairs[modality].values()
     ),
     'contribute_s': contribute_s,

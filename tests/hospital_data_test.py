@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from configs import mixed
-from ppcmi_jax import hospitals
+from ppcmi_jax import hospital_data
 from ppcmi_jax import workdir as workdir_lib
 
 NAMES = [f'{data}-{site}' for data, sites in (('abdomen', 'ABC'),
@@ -24,7 +24,7 @@ def config(tmp_path_factory):
 
 def load(config, path):
   workdir = workdir_lib.Workdir(path, config.to_dict())
-  return hospitals.load_data(config, workdir)
+  return hospital_data.load(config, workdir)
 
 
 def changed(config, **fields):

@@ -1,0 +1,120 @@
+"""The data of a run: read, split, and dealt to its hospitals."""
+
+import re
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import numpy as np
+from absl import logging
+
+from ppcmi_jax import examples as examples_lib
+from ppcmi_jax import input_pipeline, partitions, processes, splits
+from ppcmi_jax import workdir as workdir_lib
+
+
+class Data(NamedTuple):
+  """The data of a run.
+
+  Attributes:
+    hospitals: {client: {split: Examples}}.
+    class_names: background first.
+    within_subject: whether test and training share subjects.
+    table: who has what, as text.
+  """
+
+  hospitals: Mapping[str, Mapping[str, examples_lib.Examples]]
+  class_names: tuple[str, ...]
+  within_subject: bool
+  table: str
+
+  @property
+  def num_classes(self) -> int:
+    return len(self.class_names)
+
+  @property
+  def channels(self) -> int:
+    return next(iter(self.hospitals.values()))['train'].image.shape[-1]
+
+  def sample(self) -> dict[str, np.ndarray]:
+    """Returns one training example, for shapes: image and mask [1, ...]."""
+    first = next(iter(self.hospitals.values()))['train']
+    return examples_lib.take(first.arrays(), np.arange(1))
+
+
+def load(config: Any, workdir: workdir_lib.Workdir) -> Data:
+  """Reads, splits and partitions the data set that a configuration names.
+
+  Raises:
+    ValueError: an unknown data set or split, a split or client without data.
+  """
+  examples, class_names = input_pipeline.load(
+    config.dataset,
+    image_size=config.image_size,
+    data_dir=config.data_dir or None,
+    manual_dir=config.manual_dir or None,
+    options=config.dataset_options,
+    channels=config.image_channels,
+    window=config.window or None,
+    warn=logging.warning,
+  )
+  names = _split(config, examples)
+  if processes.is_first():
+    splits.write_split(workdir.path / 'split.csv', examples, names)
+  hospitals = partitions.partition(
+    examples,
+    names,
+    mode=config.partition,
+    num_clients=config.num_clients or None,
+    alpha=config.dirichlet_alpha,
+    seed=config.seed,
+  )
+  unknown = sorted(set(config.clients) - set(hospitals))
+  if unknown:
+    raise ValueError(
+      f'clients: expected some of {", ".join(hospitals)}, found {unknown[0]!r}'
+    )
+  if config.clients:
+    hospitals = {name: hospitals[name] for name in config.clients}
+  for name in hospitals:
+    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]{0,63}', name):
+      raise ValueError(
+        f'site {name!r}: expected a name of up to 64 letters, digits and ._-, '
+        'as it names files and stands in messages; rename the site'
+      )
+  shared = {
+    split: set(examples.subject[names == split].tolist())
+    for split in ('train', 'test')
+  }
+  return Data(
+    hospitals,
+    class_names,
+    within_subject=not shared['train'].isdisjoint(shared['test']),
+    table=partitions.table(hospitals, class_names),
+  )
+
+
+def _split(config, examples) -> np.ndarray:
+  """Returns the split of each example; several data sets may differ in mode."""
+  modes, data_sets = config.split.split('+'), config.dataset.split('+')
+  if len(modes) not in (1, len(data_sets)):
+    raise ValueError(
+      f'split: expected one mode, or one for each of {config.dataset}, found '
+      f'{config.split!r}'
+    )
+  result = np.empty(len(examples.case), '<U5')
+  for mode, data_set in zip(modes, data_sets):
+    rows = np.ones(len(result), bool)
+    if len(modes) > 1:
+      rows = np.char.startswith(examples.site, f'{data_set}-')
+    result[rows] = splits.split(
+      examples_lib.take(examples, rows),
+      mode=mode,
+      test_fraction=config.test_fraction,
+      valid_fraction=config.valid_fraction,
+      seed=config.seed,
+      path=config.split_path or None,
+      num_clients=config.num_clients or 3,
+      official_test=config.official_test,
+      drop_empty=config.drop_empty,
+    )
+  return result
