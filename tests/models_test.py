@@ -464,7 +464,8 @@ def test_bfloat16_is_inside_only(make, x):
   assert 'bf16' in text and not wide
 
   found, expected = (
-    model.apply(variables, x, train=False) for model in (narrow, make())
+    jax.jit(functools.partial(model.apply, train=False))(variables, x)
+    for model in (narrow, make())
   )
   for a, b in zip(jax.tree.leaves(found), jax.tree.leaves(expected)):
     assert np.any(a != b)

@@ -76,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
   add = parser.add_argument
   add('--size', choices=list(sizes_lib.SIZES), default='full', help='of images')
   add('--copies', type=int, help="of each pair; the configuration's if None")
-  add('--dtype', choices=costs.DTYPES, default='float16', help='of messages')
+  add('--dtype', choices=costs.DTYPES, default='int8', help='of messages')
   add('--passes', type=float, default=1.0, help='over all contributions')
   add('--peak_tflops', type=float, default=197.0, help="maker's figure, a chip")
   add('--utilisation', type=float, default=0.2, help='assumed, of that peak')

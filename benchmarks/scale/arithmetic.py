@@ -8,7 +8,7 @@ import math
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from ppcmi_jax import hospitals as hospitals_lib
+from ppcmi_jax import contributions
 
 # `server.read_contributions` holds what it read and what it makes of that.
 READING = 2
@@ -26,7 +26,7 @@ class Costs(NamedTuple):
     train_s: of a training step, a pair. This and what follows are seconds of
       computing on one core, without waiting for disks and other programs.
     contribute_s: of encoding, protecting and sealing a pair. This and the next
-      two were measured in float16, and stand for int8 too.
+      two were measured in int8, and stand for float16 too.
     open_s: of reading, checking and unprotecting a pair.
     respond_s: of a reply to one image.
     order_s: of drawing the order of a pass, a pair.
@@ -67,7 +67,7 @@ class Federation(NamedTuple):
   images: int
   copies: int
   passes: float = 1.0
-  dtype: str = 'float16'
+  dtype: str = 'int8'
 
   @property
   def pairs(self) -> int:
@@ -155,7 +155,7 @@ def num_batches(count: int) -> int:
   (2, 5)
   """
   total = 0
-  for size in hospitals_lib.CONTRIBUTION_BATCHES:
+  for size in contributions.BATCHES:
     total, count = total + count // size, count % size
   return total
 

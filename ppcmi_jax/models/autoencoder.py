@@ -10,11 +10,13 @@ of the method, a dict of names to arrays:
 A decoder doubles 'b' five times and takes 's4' and 's3' in on the way. Axes:
 B batch, H height, W width, C channels.
 
-  >>> import jax, jax.numpy as jnp
+  >>> import functools, jax, jax.numpy as jnp
   >>> model = Autoencoder(channels=1, widths=(4, 4, 8, 8, 16))
   >>> x = jnp.zeros((2, 32, 32, 1))
-  >>> variables = model.init(jax.random.key(0), x, train=False)
-  >>> latents = model.apply(variables, x, train=False, method='encode')
+  >>> init = functools.partial(model.init, train=False)
+  >>> encode = functools.partial(model.apply, train=False, method='encode')
+  >>> variables = jax.eval_shape(init, jax.random.key(0), x)
+  >>> latents = jax.eval_shape(encode, variables, x)
   >>> {name: z.shape for name, z in sorted(latents.items())}
   {'b': (2, 1, 1, 16), 's3': (2, 4, 4, 8), 's4': (2, 2, 2, 8)}
 """
