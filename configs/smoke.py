@@ -25,6 +25,8 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
     config.baseline_batch_size = 4
     return config
   config.autoencoder_widths = (4, 4, 8, 8, 8)
+  if config.wire_dtype == 'int8':
+    config.wire_dtype = 'float16'  # networks that know nothing mind roundings
   config.image_steps = 12
   config.mask_steps = 12
   config.copies = min(config.copies, 1)

@@ -148,7 +148,7 @@ def test_a_run_prints_a_table_and_writes_json(run, capsys):
   assert found['size'] == 'small' and found['peaks'] == PEAKS
   assert {'device', 'jax', 'cores', 'load_average'} <= set(found['environment'])
   names = [(row['section'], row['name']) for row in found['rows']]
-  assert names[:2] == [('wire', 'encode'), ('wire', 'decode')]
+  assert names[:2] == [('wire', 'encode, float16'), ('wire', 'decode')]
   assert {section for section, _ in names} == {'wire', 'metrics'}
   for row in found['rows']:
     assert 0 < row['p50_ms'] <= row['p90_ms'] and row['repeats'] >= 3

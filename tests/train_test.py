@@ -338,6 +338,15 @@ def test_damaged_checkpoint_falls_back_and_says_so(trained, script, tmp_path):
   assert digests(workdir) == digests(reference)
 
 
+def test_int8_needs_the_mixing_of_sealed(data_dir, tmp_path):
+  config = config_of(data_dir)
+  config.update(protection='klt', wire_dtype='int8')
+  with pytest.raises(
+    ValueError, match="float16 with protection klt, found 'int8'"
+  ):
+    collaboration.train(config, tmp_path / 'w')
+
+
 def test_unknown_config_is_one_line(script, tmp_path):
   line = refused(script('eval.py', tmp_path / 'w', config='configs/none.py'))
   assert 'configs/none.py' in line
@@ -365,7 +374,6 @@ def test_unknown_field_is_one_line(script, tmp_path):
     ('mapping', 'none', 'fused_mapping'),
     ('mapping', 'mapping', 'widths'),
     ('protection', 'rot13', 'klt'),
-    ('protection', 'klt', "float16 with protection klt, found 'int8'"),
     ('augment', {'shear': 1.0}, 'rotation_deg'),
     ('autoencoder_widths', (4, 4), '5 stages'),
   ],
