@@ -61,7 +61,9 @@ def draw(
   if 'privacy' in results:
     drawn += _attacks(config, run, results['privacy'], workdir.path)
   path = folder / 'training.png'
-  if curves.draw_curves(path, workdir.read_log()):
+  # DP-SGD logs its time only.
+  rows = [row for row in workdir.read_log() if 'loss' in row]
+  if curves.draw_curves(path, rows):
     text = 'Training and validation loss of every task.'
     drawn.append(Figure(path, 'Training', text, text))
   return drawn

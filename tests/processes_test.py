@@ -122,11 +122,16 @@ def line_of(result):
   return lines[0]
 
 
-def final_state(workdir):
-  """Returns what was saved last."""
+def final_state(workdir, like=None):
+  """Returns what was saved last, wherever its devices were."""
+  if like is not None:
+    here = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    like = jax.tree.map(
+      lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=here), like
+    )
   folder = workdir / 'checkpoints' / 'segmentation'
   with ocp.CheckpointManager(folder, item_names=('state', 'meta')) as manager:
-    args = ocp.args.Composite(state=ocp.args.StandardRestore())
+    args = ocp.args.Composite(state=ocp.args.StandardRestore(like))
     return manager.restore(manager.latest_step(), args=args).state
 
 
@@ -154,12 +159,20 @@ def test_one_killed_both_restarted_equals_uninterrupted(pair, script, tmp_path):
   # One process of two devices draws and adds the same numbers, up to the last
   # bits, which depend on the machine and grow from step to step.
   assert finish(script(f'--workdir={alone}', devices=2))[0] == 0
-  losses = [
+  losses = np.array([
     [[row['loss'], row['valid_loss']] for row in map(json.loads, lines)]
     for lines in (rows, (alone / 'metrics.jsonl').read_text().splitlines())
-  ]
-  np.testing.assert_allclose(losses[0][:3], losses[1][:3], rtol=1e-5)
+  ])  # fmt: skip
+  # Biases before a BatchNorm have gradients of rounding alone, which Adam makes
+  # steps of: the loss in training does not see them, that in validation does.
+  np.testing.assert_allclose(*losses[:, :3, 0], rtol=1e-5)
   np.testing.assert_allclose(*losses, rtol=1e-2)
+  # Ten times what was seen to differ (5e-4, on one core).
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=5e-3),
+    final_state(alone, like=state)['variables'],
+    state['variables'],
+  )
 
 
 def test_two_processes_train_the_whole_method(pair, config_path, tmp_path):
