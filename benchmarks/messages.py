@@ -1,5 +1,6 @@
 """What protects and carries latents, without the networks around it."""
 
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -7,7 +8,7 @@ import jax
 from benchmarks import measure, networks
 from benchmarks import sizes as sizes_lib
 from ppcmi_jax import learners, wire
-from ppcmi_jax.sealed import masking, mixing, sealing
+from ppcmi_jax.sealed import body, sealing, session
 
 ROUTE = {
   'client': 'A',
@@ -38,52 +39,37 @@ def _sealed(latents, config, batch) -> measure.Case:
 
   Each message has keys of its own, so each repeat draws and derives them.
   """
-  dtype, key, mix = config.wire_dtype, bytes(32), mixing.mix()
+  dtype, key = config.wire_dtype, bytes(32)
   shapes = {name: z.shape for name, z in latents.items()}
-  prepare = jax.jit(lambda keys: mix.init(keys, latents))
-  forward, inverse = jax.jit(mix.forward), jax.jit(mix.inverse)
-  mask = jax.jit(lambda keys, z: masking.mask(keys, z, dtype=dtype))
-  unmask = jax.jit(
-    lambda keys, masked: masking.unmask(keys, masked, latents, dtype=dtype)
-  )
+  codec = session.codec(dtype)
+  cover = jax.jit(codec.cover)
+  uncover = jax.jit(functools.partial(codec.uncover, like=latents))
 
   def draft(_):
-    return sealing.draft(key, **ROUTE, dtype=dtype, shapes=shapes, counter=1)
+    made = sealing.draft(key, **ROUTE, dtype=dtype, shapes=shapes, counter=1)
+    return made, session.streams_of(made)
 
-  def draw(draft):
-    return draft, prepare(draft.mix_keys)
-
-  def mix_latents(sent):
-    draft, secret = sent
-    return draft, forward(secret, latents)
-
-  def mask_latents(sent):
-    draft, mixed = sent
-    return draft, mask(draft.mask_keys, mixed)
+  def cover_latents(sent):
+    draft, streams = sent
+    return draft, cover(streams, latents)
 
   def seal(sent):
-    return sealing.seal(*sent)
+    return session.seal(*sent)
 
   def open_message(data):
-    return sealing.open(data, key, **ROUTE, dtype=dtype)
+    opened = sealing.open(data, key, **ROUTE, dtype=dtype)
+    return session.streams_of(opened), body.join(opened.masked)
 
-  def unmask_latents(opened):
-    return opened, unmask(opened.mask_keys, opened.masked)
-
-  def unmix_latents(found):
-    opened, mixed = found
-    return inverse(prepare(opened.mix_keys), mixed)
+  def uncover_latents(opened):
+    return uncover(*opened)
 
   return measure.Case(
     [
-      ('sealed: derive keys', draft),
-      ('sealed: draw the mix', draw),
-      ('sealed: mix', mix_latents),
-      ('sealed: mask', mask_latents),
+      ('sealed: derive keys and streams', draft),
+      ('sealed: mix and mask', cover_latents),
       ('sealed: seal', seal),
       ('sealed: open', open_message),
-      ('sealed: unmask', unmask_latents),
-      ('sealed: draw and unmix', unmix_latents),
+      ('sealed: unmask and unmix', uncover_latents),
     ],
     batch,
     total='sealed: there and back',

@@ -134,8 +134,8 @@ def _sealed(latents, dtype):
       counter=i + 1,
     )
     z = {name: z[i : i + 1] for name, z in latents.items()}
-    masked = protect({'mix': draft.mix_keys, 'mask': draft.mask_keys}, z)
-    rows.append(read(sealing.seal(draft, jax.device_get(masked))))
+    covered = protect(session.streams_of(draft), z)
+    rows.append(read(session.seal(draft, covered)))
   return {name: np.concatenate([row[name] for row in rows]) for name in latents}
 
 

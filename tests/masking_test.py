@@ -27,14 +27,18 @@ pack = jax.jit(masking.pack)
 unpack = jax.jit(masking.unpack, static_argnums=(1, 2))
 
 
+def streams(key, words):
+  return chacha.keystreams({'b': key}, {'b': len(words)})
+
+
 @jax.jit
 def add(key, words):
-  return masking.add_keystream({'b': key}, {'b': words})['b']
+  return masking.add(streams(key, words), {'b': words})['b']
 
 
 @jax.jit
 def subtract(key, words):
-  return masking.subtract_keystream({'b': key}, {'b': words})['b']
+  return masking.subtract(streams(key, words), {'b': words})['b']
 
 
 def bits_of(array):
@@ -195,7 +199,7 @@ LATENTS = {'b': {'values': jnp.ones([1, 2]), 'norm': jnp.ones(1)}}
     (lambda: masking.unpack(jnp.zeros(2, 'uint32'), (2,), 'int8'), 'words.*1'),
     (lambda: masking.unpack(jnp.zeros(1), (1,), 'float32'), 'uint32.*float32'),
     (
-      lambda: masking.add_keystream({'b': KEY}, {'b': jnp.zeros(2)}),
+      lambda: masking.add({'b': jnp.zeros(2)}, {'b': jnp.zeros(2)}),
       'words.*float32',
     ),
     (lambda: masking.mask({'s3': KEY}, LATENTS, dtype='int8'), 'names'),

@@ -45,6 +45,7 @@ Beside the secret that never changes, this package has keys that do:
   32
 """
 
+import functools
 import os
 import re
 from collections.abc import Callable, Mapping
@@ -237,7 +238,7 @@ def transform_secrets(
 
 
 def _key_id(secret):
-  return _hkdf(secret, _encoded(['ppcmi_jax key_id v1']), 8, b'').hex()
+  return _hkdf(secret, _encoded(('ppcmi_jax key_id v1',)), 8, b'').hex()
 
 
 def _info(domain, labels):
@@ -248,12 +249,13 @@ def _info(domain, labels):
     if not isinstance(label, str):
       raise files.error('labels', 'strings', type(label).__name__, todo)
   try:
-    return _encoded([domain, *labels])
+    return _encoded((domain, *labels))
   except UnicodeEncodeError:
     found = 'a lone surrogate'
     raise files.error('labels', 'valid Unicode', found, todo) from None
 
 
+@functools.lru_cache(maxsize=1024)
 def _encoded(strings):
   texts = [string.encode('utf-8') for string in strings]
   return b''.join(len(text).to_bytes(4, 'big') + text for text in texts)

@@ -6,6 +6,7 @@
   masking   quantise, then a ChaCha20 keystream added modulo 2^32
   sealing   one AES-256-GCM a message, over its header and its words
   envelope  the layout of those messages
+  body      a message's arrays as one, between device and host
   chacha    ChaCha20 in JAX
 
 What is claimed rests on `masking` and `sealing`: standard cryptography with a

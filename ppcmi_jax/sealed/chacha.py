@@ -62,16 +62,16 @@ def blocks(
     raise _error('key', 'uint32 [8], or [N, 8]', list(key.shape))
   if nonce.shape != (3,):
     raise _error('nonce', 'uint32 [3]', list(nonce.shape))
-  spread = lambda word: jnp.broadcast_to(word, counters.shape)
+  count = len(counters)
+  # The RFC's matrix by its rows, so that a quarter round takes all columns.
   start = (
-    *map(spread, jnp.asarray(_CONSTANTS)),
-    *map(spread, jnp.moveaxis(key, -1, 0)),
-    counters,
-    *map(spread, nonce),
+    jnp.broadcast_to(jnp.asarray(_CONSTANTS)[:, None], (4, count)),
+    *jnp.split(jnp.broadcast_to(key, (count, 8)).T, 2),
+    jnp.stack([counters, *jnp.broadcast_to(nonce[:, None], (3, count))]),
   )
-  # A loop: unrolled, XLA takes many times as long to compile the rounds.
-  state = lax.fori_loop(0, 10, _double_round, start)
-  return jnp.stack([a + b for a, b in zip(state, start)], axis=1)
+  # A loop: unrolled, XLA takes many times as long to compile and to run.
+  rows = lax.fori_loop(0, 10, _double_round, start)
+  return jnp.concatenate([a + b for a, b in zip(rows, start)]).T
 
 
 def keystream(
@@ -134,23 +134,23 @@ def keystreams(
   }
 
 
-def _double_round(_, state):
-  state = list(state)
-  for i in range(4):
-    _quarter_round(state, i, 4 + i, 8 + i, 12 + i)
-  for i in range(4):
-    diagonal = (4 + (i + 1) % 4, 8 + (i + 2) % 4, 12 + (i + 3) % 4)
-    _quarter_round(state, i, *diagonal)
-  return tuple(state)
+def _double_round(_, rows):
+  a, b, c, d = _quarter_rounds(*rows)
+  # Each diagonal becomes a column.
+  b, c, d = (jnp.roll(row, -n, axis=0) for n, row in enumerate((b, c, d), 1))
+  a, b, c, d = _quarter_rounds(a, b, c, d)
+  return a, *(jnp.roll(row, n, axis=0) for n, row in enumerate((b, c, d), 1))
 
 
-def _quarter_round(state, a, b, c, d):
-  """RFC 8439, section 2.1, in place."""
-  steps = (a, b, d, 16), (c, d, b, 12), (a, b, d, 8), (c, d, b, 7)
-  for left, added, mixed, bits in steps:
-    state[left] = state[left] + state[added]
-    word = state[mixed] ^ state[left]
-    state[mixed] = (word << bits) | (word >> (32 - bits))
+def _quarter_rounds(a, b, c, d):
+  """RFC 8439, section 2.1, of rows [4, N]."""
+  rotated = lambda word, bits: (word << bits) | (word >> (32 - bits))
+  for first, second in ((16, 12), (8, 7)):
+    a = a + b
+    d = rotated(d ^ a, first)
+    c = c + d
+    b = rotated(b ^ c, second)
+  return a, b, c, d
 
 
 def _as_words(value):

@@ -81,13 +81,24 @@ def mask(
     ValueError: for another dtype, or keys of other names or form.
   """
   _check_names(keys, latents)
+  shapes = {name: latent['values'].shape for name, latent in latents.items()}
+  return mask_by(_streams(keys, shapes, dtype), latents, dtype=dtype)
+
+
+def mask_by(
+  streams: Mapping[str, jax.Array],
+  latents: Mapping[str, Mapping[str, jax.Array]],
+  *,
+  dtype: str,
+) -> dict[str, dict[str, jax.Array]]:
+  """Does the same as `mask`, given the keystreams {name: uint32 [N]}."""
   words, numbers = {}, {}
   for name, latent in latents.items():
     values, scale = quantise(latent['values'], dtype)
     words[name] = pack(values)
     norm = latent['norm'].astype(jnp.float32)
     numbers[name] = jnp.stack([norm, scale], axis=-1)
-  words = add_keystream(keys, words)
+  words = add(streams, words)
   return {n: {'words': words[n], 'numbers': numbers[n]} for n in latents}
 
 
@@ -115,16 +126,32 @@ def unmask(
   """
   _check_names(keys, masked)
   _check_names(like, masked)
-  words = subtract_keystream(
-    keys, {name: entry['words'] for name, entry in masked.items()}
-  )
+  shapes = {name: z.shape for name, z in like.items()}
+  return unmask_by(_streams(keys, shapes, dtype), masked, like, dtype=dtype)
+
+
+def unmask_by(
+  streams: Mapping[str, jax.Array],
+  masked: Mapping[str, Mapping[str, jax.Array]],
+  like: Mapping[str, Any],
+  *,
+  dtype: str,
+) -> dict[str, dict[str, jax.Array]]:
+  """Does the same as `unmask`, given the keystreams {name: uint32 [N]}."""
+  for name, entry in masked.items():
+    shape = tuple(like[name].shape)
+    for part, expected in (
+      ('numbers', (shape[0], 2)),
+      ('words', (num_words(shape, dtype),)),
+    ):
+      found = tuple(entry[part].shape)
+      if found != expected:
+        raise _error(f'{name}: {part}', list(expected), list(found))
+  words = subtract(streams, {n: entry['words'] for n, entry in masked.items()})
   latents = {}
   for name, entry in masked.items():
-    shape, numbers = tuple(like[name].shape), entry['numbers']
-    if numbers.shape != (shape[0], 2):
-      expected = [shape[0], 2]
-      raise _error(f'{name}: numbers', expected, list(numbers.shape))
-    values = unpack(words[name], shape, dtype)
+    numbers = entry['numbers']
+    values = unpack(words[name], tuple(like[name].shape), dtype)
     latents[name] = {
       'values': dequantise(values, numbers[:, 1]),
       'norm': numbers[:, 0],
@@ -202,27 +229,27 @@ def num_words(shape: tuple[int, ...], dtype: str) -> int:
   return -(-math.prod(shape) * _dtype(dtype).itemsize // 4)
 
 
-def add_keystream(
-  keys: Mapping[str, jax.Array], words: Mapping[str, jax.Array]
+def add(
+  streams: Mapping[str, jax.Array], words: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
-  """Adds to each uint32 [N] the keystream of its key uint32 [8], mod 2^32."""
-  streams = _streams(keys, words)
+  """Adds keystreams to words, each uint32 [N], mod 2^32."""
+  for some in words.values():
+    _check_words(some)
   return {name: words[name] + streams[name] for name in words}
 
 
-def subtract_keystream(
-  keys: Mapping[str, jax.Array], words: Mapping[str, jax.Array]
+def subtract(
+  streams: Mapping[str, jax.Array], words: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
-  """Undoes `add_keystream`."""
-  streams = _streams(keys, words)
+  """Undoes `add`."""
+  for some in words.values():
+    _check_words(some)
   return {name: words[name] - streams[name] for name in words}
 
 
-def _streams(keys, words):
-  for some in words.values():
-    _check_words(some)
-  sizes = {name: some.size for name, some in words.items()}
-  return chacha.keystreams({name: keys[name] for name in words}, sizes)
+def _streams(keys, shapes, dtype):
+  sizes = {name: num_words(shape, dtype) for name, shape in shapes.items()}
+  return chacha.keystreams({name: keys[name] for name in shapes}, sizes)
 
 
 def _dtype(name):

@@ -48,7 +48,8 @@ NaN, which `sealing` refuses, so the host need not see the latents to be sure.
 
 import functools
 import math
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -109,11 +110,27 @@ def _lift(function):
   return apply
 
 
-def _init(keys, like):
+def num_words(like: Mapping[str, Any]) -> dict[str, int]:
+  """Returns how many words of its keystream `init` takes for each latent."""
   count = lambda _, z: z.shape[0] * sum(_sizes(z))
-  num_words = _lift(count)(keys, like)
-  streams = chacha.keystreams({name: keys[name] for name in like}, num_words)
-  return _lift(_draw)(streams, like)
+  return _lift(count)(dict.fromkeys(like), dict(like))
+
+
+def draw(
+  streams: Mapping[str, jax.Array], like: Mapping[str, Any]
+) -> dict[str, Secret]:
+  """Returns what `init` makes of keys, given the first words of their streams.
+
+  Args:
+    streams: {name: uint32 [words]}, as many as `num_words` says.
+    like: as for `init`.
+  """
+  return _lift(_draw)(dict(streams), dict(like))
+
+
+def _init(keys, like):
+  _lift(lambda *_: None)(keys, like)  # names, before anything is computed
+  return draw(chacha.keystreams(keys, num_words(like)), like)
 
 
 def _sizes(like):

@@ -1,6 +1,7 @@
 """The hardened channel: each message mixed, masked and sealed under new keys.
 
-    mixing -> masking      on the accelerator, with keys of this message alone
+    mixing -> masking      on the accelerator, by keystreams of this message
+                           alone, which the host makes
     sealing                on the host: one AES-256-GCM
     ledger                 counters: a message is sent once and believed once
 
@@ -17,10 +18,20 @@ from collections.abc import Mapping
 from typing import Any
 
 import jax
+import numpy as np
+from cryptography.hazmat.primitives import ciphers
+from cryptography.hazmat.primitives.ciphers import algorithms
 
 from ppcmi_jax import channel
 from ppcmi_jax.keyring import epochs, ledger
-from ppcmi_jax.sealed import envelope, masking, mixing, sealing, vault
+from ppcmi_jax.sealed import (
+  body,
+  envelope,
+  masking,
+  mixing,
+  sealing,
+  vault,
+)
 
 MessageRejected = envelope.MessageRejected
 _MIX = mixing.mix()
@@ -92,9 +103,7 @@ def make(
       shapes={scale: z.shape for scale, z in like.items()},
       counter=party.ledger.reserve(party.key.epoch),
     )
-    keys = {'mix': message.mix_keys, 'mask': message.mask_keys}
-    seal = lambda covered: sealing.seal(message, jax.device_get(covered))
-    return channel.Draft(keys, seal)
+    return channel.Draft(streams_of(message), functools.partial(seal, message))
 
   def try_key(data, header, party, like, **expected):
     key = party.key_of(header.epoch).key
@@ -160,28 +169,91 @@ def _opened(opened: sealing.Opened) -> channel.Opened:
     header.client,
     header.message_id,
     next(iter(header.shapes.values()))[0],
-    {'mix': opened.mix_keys, 'mask': opened.mask_keys},
-    opened.masked,
+    streams_of(opened),
+    body.join(opened.masked),
   )
+
+
+def streams_of(message: sealing.Draft | sealing.Opened) -> np.ndarray:
+  """Returns the keystreams that `codec` takes, uint32 [M].
+
+  Those for mixing, then those for masking; of latents by sorted name. They are
+  what `chacha` makes of the message's keys, from a library for the host, which
+  is many times as fast there and spares an accelerator its longest loop.
+  """
+  header = message.header
+  like = {
+    name: jax.ShapeDtypeStruct(shape, np.float32)
+    for name, shape in header.shapes.items()
+  }
+  sizes = _num_words(like, header.dtype)
+  return np.concatenate(
+    [
+      _keystream(keys[name], count[name])
+      for keys, count in zip((message.mix_keys, message.mask_keys), sizes)
+      for name in sorted(keys)
+    ]
+  )
+
+
+def _keystream(key, num_words):
+  """Returns what `chacha.keystream` does, without JAX."""
+  cipher = ciphers.Cipher(
+    algorithms.ChaCha20(key.astype('<u4').tobytes(), bytes(16)), mode=None
+  )
+  stream = cipher.encryptor().update(bytes(4 * num_words))
+  return np.frombuffer(stream, '<u4').astype(np.uint32, copy=False)
+
+
+def seal(draft: sealing.Draft, covered: Any) -> bytes:
+  """Returns the message of a draft and of what `codec` covered for it."""
+  header = draft.header
+  masked = body.split(np.asarray(covered), header.shapes, dtype=header.dtype)
+  return sealing.seal(draft, masked)
 
 
 @functools.cache
 def codec(wire_dtype: str) -> channel.Codec:
   """Returns what runs on the accelerator: mix and mask, and back.
 
-  Keys are {'mix': {scale: uint32 [8]}, 'mask': likewise}, of one message. One
-  codec for a dtype, so that what is compiled of it is shared.
+  Keys are `streams_of` one message; what is covered is one array, uint32 [N]
+  (see `body`). One codec for a dtype, so that what is compiled of it is shared.
   """
 
-  def cover(keys: Any, latents: Mapping[str, Any]) -> Any:
+  def cover(keys: jax.Array, latents: Mapping[str, Any]) -> jax.Array:
     latents = dict(latents)
-    mixed = _MIX.forward(_MIX.init(keys['mix'], latents), latents)
-    return masking.mask(keys['mask'], mixed, dtype=wire_dtype)
+    mix_streams, mask_streams = _parted(keys, latents, wire_dtype)
+    mixed = _MIX.forward(mixing.draw(mix_streams, latents), latents)
+    return body.join(masking.mask_by(mask_streams, mixed, dtype=wire_dtype))
 
-  def uncover(keys: Any, covered: Any, like: Mapping[str, Any]) -> Any:
-    batch = len(next(iter(covered.values()))['numbers'])
+  def uncover(
+    keys: jax.Array, covered: jax.Array, like: Mapping[str, Any]
+  ) -> dict[str, jax.Array]:
+    batch = body.batch(len(covered), like, dtype=wire_dtype)
     like = channel.batch_of(like, batch)
-    mixed = masking.unmask(keys['mask'], covered, like, dtype=wire_dtype)
-    return _MIX.inverse(_MIX.init(keys['mix'], like), mixed)
+    shapes = {name: z.shape for name, z in like.items()}
+    masked = body.split(covered, shapes, dtype=wire_dtype)
+    mix_streams, mask_streams = _parted(keys, like, wire_dtype)
+    mixed = masking.unmask_by(mask_streams, masked, like, dtype=wire_dtype)
+    return _MIX.inverse(mixing.draw(mix_streams, like), mixed)
 
   return channel.Codec(cover, uncover)
+
+
+def _num_words(like, dtype):
+  """Returns how long the keystreams are: of mixing, of masking, by name."""
+  return (
+    mixing.num_words(like),
+    {name: masking.num_words(z.shape, dtype) for name, z in like.items()},
+  )
+
+
+def _parted(streams, like, dtype):
+  """Returns the keystreams for mixing and for masking, each by name."""
+  parts, offset = [], 0
+  for sizes in _num_words(like, dtype):
+    parts.append({})
+    for name in sorted(like):
+      parts[-1][name] = streams[offset : offset + sizes[name]]
+      offset += sizes[name]
+  return parts
