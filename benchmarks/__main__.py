@@ -31,6 +31,18 @@ _SECONDS = flags.DEFINE_float(
 _BATCH = flags.DEFINE_integer(
   'step_batch', None, "Of training steps; the configuration's by default.", 1
 )
+_BATCHES = flags.DEFINE_list(
+  'batches', None, 'Of inference; 1 and 16 by default.'
+)
+_STEPS = flags.DEFINE_list(
+  'steps', [], 'Of the section steps, such as mapping; all by default.'
+)
+_DTYPE = flags.DEFINE_enum(
+  'dtype',
+  'float32',
+  ['float32', 'bfloat16'],
+  'That networks compute in, and of the matmul that they are compared with.',
+)
 _CORES = flags.DEFINE_integer(
   'cores',
   None,
@@ -48,7 +60,12 @@ def main(argv: list[str]) -> None:
   if _CORES.value:
     machine.confine(_CORES.value)
   environment = machine.describe()
-  size = sizes_lib.SIZES[_SIZE.value]._replace(step_batch=_BATCH.value)
+  size = sizes_lib.SIZES[_SIZE.value].computing_in(_DTYPE.value)
+  size = size._replace(
+    batches=_batches(size.batches),
+    step_batch=_BATCH.value,
+    steps=tuple(_STEPS.value),
+  )
   if _AGAINST.value:
     torch_pairs = _torch_pairs()
     environment |= torch_pairs.describe()
@@ -61,26 +78,48 @@ def main(argv: list[str]) -> None:
     table = comparison.table(rows, _title(environment), 'PyTorch')
   else:
     names = sections.chosen(_ONLY.value, sections.SECTIONS)
-    result = measure_sections(_told(names), size, budget_s=_SECONDS.value)
+    result = measure_sections(
+      _told(names), size, budget_s=_SECONDS.value, dtype=_DTYPE.value
+    )
     title = _title(environment, result['peaks'])
     table = measure.table(result['rows'], title)
   print(tables.text(table))
   path = pathlib.Path(_JSON.value)
   path.parent.mkdir(parents=True, exist_ok=True)
-  result = {'size': _SIZE.value, 'environment': environment, **result}
+  named = {'size': _SIZE.value, 'dtype': _DTYPE.value}
+  result = {**named, 'environment': environment, **result}
   path.write_text(json.dumps(measure.jsonable(result), indent=1) + '\n')
   print(f'All digits are in {path}.')
 
 
 def measure_sections(
-  names: Iterable[str], size: sizes_lib.Size, *, budget_s: float
+  names: Iterable[str],
+  size: sizes_lib.Size,
+  *,
+  budget_s: float,
+  dtype: str = 'float32',
 ) -> dict[str, Any]:
   """Returns {'peaks', 'rows'} of sections."""
-  peaks, rows = machine.peaks(), []
+  peaks, rows = machine.peaks(dtype=dtype), []
   for name in names:
     cases = sections.SECTIONS[name](size)
     rows += measure.rows(name, cases, peaks=peaks, budget_s=budget_s)
   return {'peaks': peaks, 'rows': rows}
+
+
+def _batches(default: tuple[int, ...]) -> tuple[int, ...]:
+  if _BATCHES.value is None:
+    return default
+  try:
+    batches = tuple(map(int, _BATCHES.value))
+    if min(batches) < 1:
+      raise ValueError
+  except ValueError:
+    found = ','.join(_BATCHES.value)
+    raise ValueError(
+      f'batches: expected numbers of 1 or more, found {found!r}'
+    ) from None
+  return batches
 
 
 def _torch_pairs() -> Any:
@@ -115,8 +154,9 @@ def _title(environment: dict[str, Any], peaks: dict | None = None) -> str:
       f'({environment["torch_threads"]} threads)'
     )
   return (
-    f'{text}; peaks {peaks["flops"] / 1e9:.1f} GFLOP/s, '
-    f'{peaks["bandwidth"] / 1e9:.1f} GB/s'
+    f'{text}; networks in {_DTYPE.value}, peaks '
+    f'{peaks["flops"] / 1e9:.1f} GFLOP/s of matmul, '
+    f'{peaks["bandwidth"] / 1e9:.1f} GB/s of memory'
   )
 
 

@@ -59,20 +59,24 @@ def _cpu() -> str:
   return names[0] if names else platform.processor()
 
 
-def peaks(*, target_s: float = 0.02) -> dict[str, float]:
+def peaks(
+  *, dtype: str = 'float32', target_s: float = 0.02
+) -> dict[str, float]:
   """Measures what the device can do: the best of some calls of each.
 
   Args:
+    dtype: of the matmul.
     target_s: the size is doubled until a call takes so long.
 
   Returns:
-    'flops', operations a second of a square float32 matmul at XLA's default
-    precision, and 'bandwidth', bytes a second that x + 1 reads and writes.
+    'flops', operations a second of a square matmul at XLA's default precision
+    (of float32 that is TF32 on NVIDIA's accelerators), and 'bandwidth', bytes a
+    second that x + 1 reads and writes.
   """
   multiply = jax.jit(jnp.matmul)
   # In place: new memory would be measured, too.
   increment = jax.jit(lambda x: x + 1, donate_argnums=0)
-  normal = lambda *shape: jax.random.normal(jax.random.key(0), shape)
+  normal = lambda *shape: jax.random.normal(jax.random.key(0), shape, dtype)
   return {
     'flops': _best(
       lambda scale: normal(512 * scale, 512 * scale),
@@ -90,7 +94,7 @@ def peaks(*, target_s: float = 0.02) -> dict[str, float]:
   }
 
 
-def _best(make, call, work, target_s, largest=16) -> float:
+def _best(make, call, work, target_s, largest=64) -> float:
   """Returns work a second, at the first size that takes long enough.
 
   Args:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 
-from benchmarks import timing
+from benchmarks import library_calls, timing
 from ppcmi_jax import tables
 
 
@@ -20,8 +20,10 @@ class Cost(NamedTuple):
 
   Attributes:
     compile_s: wall-clock seconds of tracing and compiling it.
-    flops: of a call; a multiplication and an addition are two.
-    bytes: that its operations read and write, from caches or not.
+    flops: of a call; a multiplication and an addition are two. Of the program
+      as it was written: some backends leave the operations of library calls
+      out of a compiled one's.
+    bytes: that its operations, fused, read and write, from caches or not.
     memory: bytes that it holds at once, arguments and results included.
   """
 
@@ -40,6 +42,7 @@ class Case(NamedTuple):
     costs: {name: Cost} of the stages that are one compiled function.
     query: what the first stage gets.
     total: what the sum of several stages is called; '' to leave it out.
+    calls: that a stage makes of its function each time; times are those of one.
   """
 
   stages: Sequence[tuple[str, Callable[[Any], Any]]]
@@ -47,19 +50,22 @@ class Case(NamedTuple):
   costs: Mapping[str, Cost] = {}
   query: Any = None
   total: str = ''
+  calls: int = 1
 
 
 def cost(function: Any, *args: Any) -> Cost:
   """Compiles a jitted or pmapped function; a call then needn't do it again."""
   start = time.perf_counter()
-  compiled = function.lower(*args).compile()
+  lowered = function.lower(*args)
+  compiled = lowered.compile()
   compile_s = time.perf_counter() - start
-  analysis = compiled.cost_analysis() or {}
+  flops = (lowered.cost_analysis() or {}).get('flops', math.nan)
+  fused = (compiled.cost_analysis() or {}).get('bytes accessed', math.nan)
   memory = compiled.memory_analysis()
   return Cost(
     compile_s,
-    float(analysis.get('flops', math.nan)),
-    float(analysis.get('bytes accessed', math.nan)),
+    float(flops),
+    float(fused) + library_calls.num_bytes(compiled.as_text()),
     math.nan
     if memory is None
     else float(
@@ -99,7 +105,7 @@ def rows(
   Returns:
     {'section', 'name', 'batch', 'p50_ms', 'p90_ms', 'repeats', 'per_s',
     'compile_s', 'flops', 'bytes', 'memory', 'flops_per_s', 'flops_share',
-    'bandwidth_share'}; what a row has not is NaN.
+    'bandwidth_share', 'roofline_share'}; what a row has not is NaN.
   """
   for case in cases:
     timed = timing.stages(case.stages, case.query, budget_s=budget_s)
@@ -107,6 +113,8 @@ def rows(
     if case.total:
       timed[case.total] = total
     for name, times in timed.items():
+      for percentile in ('p50_ms', 'p90_ms'):
+        times[percentile] /= case.calls
       yield {
         'section': section,
         'name': name,
@@ -125,14 +133,20 @@ def rates(
   >>> found = rates(2.0, 4, of, {'flops': 8e9, 'bandwidth': 1e9})
   >>> found['per_s'], found['flops_share'], found['bandwidth_share']
   (2.0, 0.25, 0.5)
+  >>> found['roofline_share']
+  0.5
   """
   cost = cost or Cost(*[math.nan] * len(Cost._fields))
+  shares = {
+    'flops_share': cost.flops / seconds / peaks['flops'],
+    'bandwidth_share': cost.bytes / seconds / peaks['bandwidth'],
+  }
   return {
     'per_s': batch / seconds,
     **cost._asdict(),
     'flops_per_s': cost.flops / seconds,
-    'flops_share': cost.flops / seconds / peaks['flops'],
-    'bandwidth_share': cost.bytes / seconds / peaks['bandwidth'],
+    **shares,
+    'roofline_share': max(shares.values()),
   }
 
 
@@ -165,6 +179,7 @@ COLUMNS = {  # header -> (field, what one is)
   'GFLOP/s': ('flops_per_s', 1e9),
   '% of matmul': ('flops_share', 0.01),
   '% of memory': ('bandwidth_share', 0.01),
+  '% of roofline': ('roofline_share', 0.01),
 }
 
 
@@ -187,6 +202,7 @@ def table(found: Sequence[Mapping[str, Any]], title: str) -> tables.Table:
     ],
     'MiB: held at once, arguments and results included. GFLOP and GB: by '
     "XLA's cost analysis;\nGB are those of its operations, which caches serve "
-    'too, so that their share of the\nmemory bandwidth may exceed 100 %. What '
-    'is undefined or not one compiled function: -.',
+    'too, so that their share of the\nmemory bandwidth may exceed 100 %; that '
+    'of the roofline is the larger of both shares. What\nis undefined or not '
+    'one compiled function: -.',
   )

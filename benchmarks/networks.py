@@ -18,6 +18,8 @@ from benchmarks import measure
 from benchmarks import sizes as sizes_lib
 from ppcmi_jax import learners, standardisation, tasks, train_step
 
+ACCELERATOR_STEPS = 20
+
 
 def variables_of(task: tasks.Task, batch: Any) -> tasks.Variables:
   """Returns a task's variables, random kernels; without compiling its init."""
@@ -123,20 +125,46 @@ def networks(size: sizes_lib.Size) -> Iterator[measure.Case]:
 
 def steps(size: sizes_lib.Size) -> Iterator[measure.Case]:
   """Yields a training step of each network, as `train.py` takes it."""
+  makers = {
+    'image autoencoder': lambda: _autoencoder_step(size, 'image'),
+    'mask autoencoder': lambda: _autoencoder_step(size, 'mask'),
+    'mapping': lambda: _mapping_step(size),
+    **{
+      method: functools.partial(_baseline_step, size, method)
+      for method in learners.BASELINES
+    },
+  }
+  unknown = [name for name in size.steps if name not in makers]
+  if unknown:
+    raise ValueError(
+      f'steps: expected some of {", ".join(makers)}, found {unknown[0]!r}'
+    )
+  for name in size.steps or makers:
+    yield step(name, *makers[name]())
+
+
+def _autoencoder_step(size, modality):
   config, parts = size.method(), size.learners()
   count = size.step_batch or config.autoencoder_batch_size
-  pair = {'image': size.images(count), 'mask': size.masks(count)}
-  train = optimizer(config)
-  yield step('image autoencoder', parts.image_task, train, pair)
-  yield step('mask autoencoder', parts.mask_task, train, pair)
+  task = getattr(parts, f'{modality}_task')
+  return task, optimizer(config), _pair(size, count)
+
+
+def _mapping_step(size):
+  config = size.method()
   count = size.step_batch or config.mapping_batch_size
-  yield step('mapping', mapping_task(size), train, mapping_batch(size, count))
-  for method in learners.BASELINES:
-    config = size.config(method)
-    task, _ = learners.baseline(config, num_classes=size.num_classes)
-    count = size.step_batch or config.baseline_batch_size
-    pair = {'image': size.images(count), 'mask': size.masks(count)}
-    yield step(method, task, optimizer(config), pair)
+  return mapping_task(size), optimizer(config), mapping_batch(size, count)
+
+
+def _baseline_step(size, method):
+  config = size.config(method)
+  task, _ = learners.baseline(config, num_classes=size.num_classes)
+  count = size.step_batch or config.baseline_batch_size
+  return task, optimizer(config), _pair(size, count)
+
+
+def _pair(size, count):
+  return {'image': size.images(count), 'mask': size.masks(count)}
 
 
 def memory(size: sizes_lib.Size) -> Iterator[measure.Case]:
@@ -150,13 +178,9 @@ def memory(size: sizes_lib.Size) -> Iterator[measure.Case]:
     for parts in (1, 4):
       name = f'mapping, {parts} microbatches' + ', remat' * remat
       yield step(name, task, train, batch, microbatches=parts)
-  config = size.config('unet')
-  task, _ = learners.baseline(config, num_classes=size.num_classes)
-  count = size.step_batch or config.baseline_batch_size
-  pair = {'image': size.images(count), 'mask': size.masks(count)}
   for parts in (1, 4):
     name = f'unet, {parts} microbatches'
-    yield step(name, task, optimizer(config), pair, microbatches=parts)
+    yield step(name, *_baseline_step(size, 'unet'), microbatches=parts)
 
 
 def optimizer(config: Any) -> optax.GradientTransformation:
@@ -216,9 +240,12 @@ def step(
   key = jax.random.key(0)
   costs = {name: measure.cost(train, state, batch, key)}
   kept = [state]
+  # As in training, an accelerator gets the next step before it ends the last.
+  calls = 1 if jax.default_backend() == 'cpu' else ACCELERATOR_STEPS
 
   def run(_):
-    kept[0], metrics = train(kept[0], batch, key)
+    for _ in range(calls):
+      kept[0], metrics = train(kept[0], batch, key)
     return metrics
 
-  return measure.Case([(name, run)], count, costs)
+  return measure.Case([(name, run)], count, costs, calls=calls)

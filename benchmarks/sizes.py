@@ -17,12 +17,14 @@ class Size(NamedTuple):
     num_classes: of masks, background included.
     batches: of inference.
     step_batch: of training steps; None for the configuration's.
+    steps: names of those to take; all if empty.
   """
 
   config: Callable[[str], Any]
   num_classes: int
   batches: tuple[int, ...] = (1, 16)
   step_batch: int | None = None
+  steps: tuple[str, ...] = ()
 
   @property
   def image_size(self) -> int:
@@ -31,6 +33,16 @@ class Size(NamedTuple):
   def method(self) -> Any:
     """Returns the configuration of the protected method at this size."""
     return self.config('ppcmi_sf')
+
+  def computing_in(self, dtype: str) -> 'Size':
+    """Returns the same size with networks that compute in a dtype."""
+
+    def config(method):
+      config = self.config(method)
+      config.compute_dtype = dtype
+      return config
+
+    return self._replace(config=config)
 
   def learners(self) -> learners.Learners:
     """Returns the autoencoders at this size."""

@@ -4,6 +4,7 @@ import doctest
 import json
 import math
 import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -13,7 +14,14 @@ from absl import flags
 from absl.testing import flagsaver
 
 from benchmarks import __main__ as command
-from benchmarks import comparison, machine, measure, sections, timing
+from benchmarks import (
+  comparison,
+  library_calls,
+  machine,
+  measure,
+  sections,
+  timing,
+)
 
 PEAKS = {'flops': 1e9, 'bandwidth': 1e9}
 
@@ -41,7 +49,7 @@ class Clock:
 @pytest.fixture
 def run(monkeypatch, tmp_path):
   """Returns a function that runs the command with flags, in this process."""
-  monkeypatch.setattr(machine, 'peaks', lambda: PEAKS)
+  monkeypatch.setattr(machine, 'peaks', lambda **_: PEAKS)
   if not flags.FLAGS.is_parsed():
     flags.FLAGS(['benchmarks'])
   path = tmp_path / 'new' / 'benchmarks.json'
@@ -55,7 +63,7 @@ def run(monkeypatch, tmp_path):
   return call
 
 
-@pytest.mark.parametrize('module', [command, measure, timing])
+@pytest.mark.parametrize('module', [command, library_calls, measure, timing])
 def test_docstrings_are_right(module):
   assert doctest.testmod(module).failed == 0
 
@@ -118,6 +126,31 @@ def test_rows_have_stages_and_totals():
   assert first['flops_share'] == pytest.approx(1e6 / seconds / 1e9)
   table = measure.table(rows, 'title')
   assert table.rows[0][table.headers.index('MiB')] == 1
+
+
+def test_several_calls_are_timed_as_one():
+  slept = [('nap', lambda _: time.sleep(0.02))]
+  (once,) = measure.rows(
+    'test', [measure.Case(slept, 1)], peaks=PEAKS, budget_s=0
+  )
+  (each,) = measure.rows(
+    'test', [measure.Case(slept, 1, calls=4)], peaks=PEAKS, budget_s=0
+  )
+  assert once['p50_ms'] >= 20 > 15 > each['p50_ms'] >= 5
+
+
+def test_an_unknown_step_is_refused_in_one_line(run, capsys):
+  with pytest.raises(SystemExit):
+    run(only=['steps'], steps=['mappings'])
+  line = capsys.readouterr().err.splitlines()[-1]
+  assert "found 'mappings'" in line and 'image autoencoder, mask' in line
+
+
+@pytest.mark.parametrize('batches', [['0'], ['one'], []])
+def test_batches_are_numbers(batches, run, capsys):
+  with pytest.raises(SystemExit):
+    run(only=['wire'], batches=batches)
+  assert 'batches: expected numbers' in capsys.readouterr().err
 
 
 def test_two_functions_are_not_compared():
