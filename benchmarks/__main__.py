@@ -1,5 +1,6 @@
-"""The command: flags, progress, a table, a JSON file. See the package."""
+"""The command: flags, rows as they are measured, a table, a JSON file."""
 
+import itertools
 import json
 import pathlib
 import sys
@@ -66,45 +67,58 @@ def main(argv: list[str]) -> None:
     step_batch=_BATCH.value,
     steps=tuple(_STEPS.value),
   )
+  budget_s = _SECONDS.value
+  result = {'size': _SIZE.value, 'dtype': _DTYPE.value}
+  result['environment'] = environment
   if _AGAINST.value:
     torch_pairs = _torch_pairs()
     environment |= torch_pairs.describe()
     names = sections.chosen(_ONLY.value, torch_pairs.SECTIONS)
-    rows = []
-    for name in _told(names):
-      pairs = torch_pairs.SECTIONS[name](size)
-      rows += comparison.ratios(name, pairs, budget_s=_SECONDS.value)
-    result = {'ratios': rows}
-    table = comparison.table(rows, _title(environment), 'PyTorch')
+    found = result['ratios'] = []
+    rows = (
+      comparison.ratios(
+        name, torch_pairs.SECTIONS[name](size), budget_s=budget_s
+      )
+      for name in _told(names)
+    )
   else:
     names = sections.chosen(_ONLY.value, sections.SECTIONS)
-    result = measure_sections(
-      _told(names), size, budget_s=_SECONDS.value, dtype=_DTYPE.value
+    result['peaks'] = machine.peaks(dtype=_DTYPE.value)
+    found = result['rows'] = []
+    rows = (
+      measure.rows(
+        name,
+        sections.SECTIONS[name](size),
+        peaks=result['peaks'],
+        budget_s=budget_s,
+      )
+      for name in _told(names)
     )
-    title = _title(environment, result['peaks'])
-    table = measure.table(result['rows'], title)
-  print(tables.text(table))
   path = pathlib.Path(_JSON.value)
   path.parent.mkdir(parents=True, exist_ok=True)
-  named = {'size': _SIZE.value, 'dtype': _DTYPE.value}
-  result = {**named, 'environment': environment, **result}
-  path.write_text(json.dumps(measure.jsonable(result), indent=1) + '\n')
+  # A row at a time, as whoever stops this has paid for what was measured.
+  for row in itertools.chain.from_iterable(rows):
+    found.append(row)
+    _write(path, result)
+    took = row['p50_ms'] if 'p50_ms' in row else row['ours_ms']
+    said = f'{row["name"]}, batch {row["batch"]}: {took:.3g} ms'
+    print(said, file=sys.stderr, flush=True)
+  title = _title(environment, result.get('peaks'))
+  print(
+    tables.text(
+      comparison.table(found, title, 'PyTorch')
+      if _AGAINST.value
+      else measure.table(found, title)
+    )
+  )
   print(f'All digits are in {path}.')
 
 
-def measure_sections(
-  names: Iterable[str],
-  size: sizes_lib.Size,
-  *,
-  budget_s: float,
-  dtype: str = 'float32',
-) -> dict[str, Any]:
-  """Returns {'peaks', 'rows'} of sections."""
-  peaks, rows = machine.peaks(dtype=dtype), []
-  for name in names:
-    cases = sections.SECTIONS[name](size)
-    rows += measure.rows(name, cases, peaks=peaks, budget_s=budget_s)
-  return {'peaks': peaks, 'rows': rows}
+def _write(path: pathlib.Path, result: dict[str, Any]) -> None:
+  """Writes the JSON file; who stops it leaves a whole one."""
+  partial = path.with_name(f'{path.name}.partial')
+  partial.write_text(json.dumps(measure.jsonable(result), indent=1) + '\n')
+  partial.replace(path)
 
 
 def _batches(default: tuple[int, ...]) -> tuple[int, ...]:

@@ -188,10 +188,25 @@ def test_a_run_prints_a_table_and_writes_json(run, capsys):
     assert row['flops'] is None
   printed = capsys.readouterr()
   assert 'load average' in printed.out and 'segmentation scores' in printed.out
-  assert printed.err.splitlines() == [
-    'measuring wire ...',
-    'measuring metrics ...',
-  ]
+  lines = printed.err.splitlines()
+  assert lines[0] == 'measuring wire ...' and 'measuring metrics ...' in lines
+  assert lines[1].startswith('encode, float16, batch 1: ')
+  assert len(lines) == 2 + len(found['rows'])
+
+
+def test_what_was_measured_stays_when_the_rest_is_stopped(
+  run, monkeypatch, tmp_path
+):
+  def stopped(size):
+    yield measure.Case([('nap', lambda _: None)], 1)
+    raise KeyboardInterrupt
+
+  monkeypatch.setitem(sections.SECTIONS, 'wire', stopped)
+  with pytest.raises(KeyboardInterrupt):
+    run(only=['wire'])
+  (file,) = (tmp_path / 'new').iterdir()
+  found = json.loads(file.read_text())
+  assert [row['name'] for row in found['rows']] == ['nap']
 
 
 def test_an_unknown_section_is_refused_in_one_line(run, capsys):
