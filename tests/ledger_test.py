@@ -2,12 +2,13 @@
 
 import concurrent.futures
 import os
+import pathlib
 
 import hypothesis
 import pytest
 from hypothesis import strategies as st
 
-from ppcmi_jax.keyring import epochs, ledger
+from ppcmi_jax.keyring import epochs, files, ledger
 
 
 @pytest.fixture
@@ -97,7 +98,7 @@ def test_nothing_is_accepted_that_is_not_written_down(path, monkeypatch):
     def fail(*_):
       raise OSError(28, 'No space left on device')
 
-    context.setattr(os, 'replace', fail)
+    context.setattr(os, 'pwrite', fail)
     refuse('found No space', counts.accept, 0, 1)
     refuse('found No space', counts.reserve, 0)
   assert counts.accept(0, 1)
@@ -105,13 +106,39 @@ def test_nothing_is_accepted_that_is_not_written_down(path, monkeypatch):
 
 
 def test_what_is_accepted_is_synced_before_the_answer(path, monkeypatch):
-  events, sync, replace = [], os.fsync, os.replace
-  monkeypatch.setattr(os, 'fsync', lambda f: (events.append('sync'), sync(f)))
+  events, sync, write = [], files._sync, os.pwrite
   monkeypatch.setattr(
-    os, 'replace', lambda *args: (events.append('name'), replace(*args))
+    files, '_sync', lambda f: (events.append('sync'), sync(f))
+  )
+  monkeypatch.setattr(
+    os, 'pwrite', lambda *args: (events.append('write'), write(*args))
   )
   assert ledger.Ledger(path).accept(0, 1)
-  assert events == ['sync', 'name', 'sync']  # the file, its name, the folder
+  assert events == ['write', 'sync']
+
+
+def test_a_ledger_stays_one_file_of_one_length(path):
+  """In place: shorter than a sector, closed to others, nothing beside it."""
+  name = pathlib.Path(path).with_suffix('.ledger')
+  before, names = name.stat(), sorted(name.parent.iterdir())
+  counts = ledger.Ledger(path)
+  assert counts.accept(0, 2**64 - 1) and counts.accept(2**32 - 1, 1)
+  counts.reserve(2**32 - 1)
+  after = name.stat()
+  assert (after.st_ino, after.st_mode) == (before.st_ino, before.st_mode)
+  assert after.st_size == before.st_size < 512
+  assert {*name.parent.iterdir()} - {name.with_suffix('.lock')} == {
+    file for file in names if file.suffix != '.lock'
+  }
+
+
+@pytest.mark.parametrize('length', [3, 5, 600])
+def test_only_a_line_of_the_same_length_is_put_in_place(tmp_path, length):
+  path = tmp_path / 'file'
+  path.write_bytes(bytes(600 if length == 600 else 4))
+  with pytest.raises(OSError, match='another length'):
+    files.rewrite(str(path), bytes([1]) * length)
+  assert not any(path.read_bytes())
 
 
 def test_a_damaged_or_lost_ledger_is_no_empty_one(path):

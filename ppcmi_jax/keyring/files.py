@@ -5,12 +5,15 @@ holds, and no file of keys is longer than MAX_BYTES.
 """
 
 import contextlib
+import errno
 import os
 import stat
 from collections.abc import Iterator
 from typing import Any
 
 MAX_BYTES = 1024
+_SECTOR_BYTES = 512
+_sync = getattr(os, 'fdatasync', os.fsync)  # missing on macOS
 
 
 def write_new(path: str, line: bytes) -> None:
@@ -41,6 +44,22 @@ def replace(path: str, line: bytes) -> None:
     os.unlink(temporary)
     raise
   sync_folder(folder)
+
+
+def rewrite(path: str, line: bytes) -> None:
+  """Puts a line over one of the same length, synced, or raises OSError.
+
+  In place, which is one sync of the disk instead of `replace`'s two and takes
+  no space: the line is shorter than a sector, which disks write whole.
+  """
+  file = os.open(path, os.O_WRONLY)
+  try:
+    if os.fstat(file).st_size != len(line) or len(line) > _SECTOR_BYTES:
+      raise OSError(errno.EINVAL, 'a line of another length')
+    os.pwrite(file, line, 0)
+    _sync(file)
+  finally:
+    os.close(file)
 
 
 def overwrite(file: int) -> None:

@@ -28,7 +28,7 @@ from typing import NamedTuple
 from ppcmi_jax.keyring import files
 
 WINDOW = 1024
-BLOCK = 64  # counters reserved at once; each costs two syncs of the disk
+BLOCK = 64  # counters reserved at once; each costs a sync of the disk
 MAX_EPOCH = 2**32 - 1
 MAX_COUNTER = 2**64 - 1
 
@@ -135,7 +135,7 @@ class Ledger:
 
   def _write(self, counts):
     with files.writing(self._path):
-      files.replace(self._path, _line(counts))
+      files.rewrite(self._path, _line(counts))
 
 
 def create(path: str | os.PathLike[str], epoch: int) -> None:
