@@ -21,7 +21,7 @@ _ONLY = flags.DEFINE_list(
   'only',
   [],
   f'Sections, of {", ".join(sections.SECTIONS)}, with --against of networks, '
-  'steps, layers; all by default.',
+  'defaults, steps, layers; all by default.',
 )
 _AGAINST = flags.DEFINE_enum(
   'against', None, ['torch'], 'Times the same layers there, turn by turn.'

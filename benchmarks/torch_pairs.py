@@ -130,6 +130,41 @@ def inference(size: sizes_lib.Size) -> Iterator[Pair]:
   )
 
 
+def defaults(size: sizes_lib.Size) -> Iterator[Pair]:
+  """Yields our default networks beside the official ones, at batch 1.
+
+  They are not the same functions: this is the time of a query, networks alone.
+  """
+  ae, mapping, _ = _official(size)
+  modules = ae.theirs.eval().encoderT, mapping.theirs.eval(), ae.theirs.decoder
+  theirs = torch.inference_mode()(torch.nn.Sequential(*modules))
+  parts, task = size.learners(), networks.mapping_task(size)
+  pair = {'image': size.images(1), 'mask': size.masks(1)}
+  variables = (
+    networks.variables_of(parts.image_task, pair),
+    networks.variables_of(task, networks.mapping_batch(size, 1)),
+    networks.variables_of(parts.mask_task, pair),
+  )
+
+  def whole(variables, x):
+    image, mapping, mask = variables
+    apply = functools.partial(nn.Module.apply, train=False)
+    z = apply(parts.image_model, image, x, method='encode')
+    z = task.predict(mapping, z, jnp.zeros(1, jnp.int32))
+    return apply(parts.mask_model, mask, z, method='decode')
+
+  image = jnp.asarray(pair['image'] / 255, jnp.float32)
+  tensors = torch_networks.tensors(image)
+  yield Pair(
+    'all three, ours by default',
+    1,
+    timing.wait(jax.jit(whole), variables, image),
+    torch_networks.wait(lambda: theirs(tensors)),
+    sum(x.size for part in variables for x in jax.tree.leaves(part['params'])),
+    float('nan'),
+  )
+
+
 def _pair(name, function, variables, x, module) -> Pair:
   """Returns the pair of our function of (variables, x) and a module of x."""
   ours = timing.wait(jax.jit(function), variables, x)
@@ -257,6 +292,7 @@ def _segmentation(logits, y):
 
 SECTIONS = {
   'networks': inference,
+  'defaults': defaults,
   'steps': steps,
   'layers': torch_layers.layers,
 }
