@@ -10,7 +10,7 @@ from typing import Any
 import jax
 from absl import app, flags, logging
 
-from benchmarks import comparison, machine, measure, sections
+from benchmarks import comparison, machine, measure, networks, sections
 from benchmarks import sizes as sizes_lib
 from ppcmi_jax import tables
 
@@ -33,7 +33,7 @@ _BATCH = flags.DEFINE_integer(
   'step_batch', None, "Of training steps; the configuration's by default.", 1
 )
 _BATCHES = flags.DEFINE_list(
-  'batches', None, 'Of inference; 1 and 16 by default.'
+  'batches', None, "Of inference; the size's by default."
 )
 _STEPS = flags.DEFINE_list(
   'steps', [], 'Of the section steps, such as mapping; all by default.'
@@ -58,14 +58,21 @@ def main(argv: list[str]) -> None:
   """Measures what the flags say."""
   if len(argv) > 1:
     raise ValueError(f'unexpected argument {argv[1]!r}; options begin with --')
+  if _AGAINST.value and (
+    _STEPS.value or _BATCHES.value or _DTYPE.value != 'float32'
+  ):
+    raise ValueError(
+      'against: takes neither steps, batches nor another dtype; leave them out'
+    )
   if _CORES.value:
     machine.confine(_CORES.value)
   environment = machine.describe()
   size = sizes_lib.SIZES[_SIZE.value].computing_in(_DTYPE.value)
+  steps = sections.chosen(_STEPS.value, networks.STEPS, 'steps')
   size = size._replace(
     batches=_batches(size.batches),
     step_batch=_BATCH.value,
-    steps=tuple(_STEPS.value),
+    steps=tuple(steps),
   )
   budget_s = _SECONDS.value
   result = {'size': _SIZE.value, 'dtype': _DTYPE.value}

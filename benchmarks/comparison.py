@@ -1,4 +1,7 @@
-"""One function twice, ours and another's: checked to be one, then timed."""
+"""One function twice, ours and another's: checked to be one, then timed.
+
+Or two functions for one purpose, whose results are not compared.
+"""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -19,8 +22,8 @@ class Pair(NamedTuple):
     name: of it.
     batch: examples that it deals with.
     ours, theirs: called without arguments; both wait for their results.
-    parameters: how many both have.
-    error: what `error` found of their results.
+    parameters: how many both have, or ours where they are two functions.
+    error: what `error` found of their results; NaN where they are two.
   """
 
   name: str
@@ -125,5 +128,5 @@ def table(
     'Below 1, JAX is faster. Medians of rounds, in which both took turns, and '
     '10th to 90th\npercentile of the ratios of a round. CPU time counts all '
     'threads, also those that wait\nby spinning. Before, both were checked to '
-    'have the same parameters and results.',
+    'have the same parameters and results, but for\nthe section defaults.',
   )

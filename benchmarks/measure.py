@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 
 from benchmarks import library_calls, timing
 from ppcmi_jax import tables
@@ -42,7 +43,8 @@ class Case(NamedTuple):
     costs: {name: Cost} of the stages that are one compiled function.
     query: what the first stage gets.
     total: what the sum of several stages is called; '' to leave it out.
-    calls: that a stage makes of its function each time; times are those of one.
+    calls: that a stage makes of its function each time. Times are those of one,
+      on the mean; how single calls vary, p90, is then not known.
   """
 
   stages: Sequence[tuple[str, Callable[[Any], Any]]]
@@ -113,8 +115,9 @@ def rows(
     if case.total:
       timed[case.total] = total
     for name, times in timed.items():
-      for percentile in ('p50_ms', 'p90_ms'):
-        times[percentile] /= case.calls
+      if case.calls > 1:
+        p50_ms = times['p50_ms'] / case.calls
+        times = {**times, 'p50_ms': p50_ms, 'p90_ms': math.nan}
       yield {
         'section': section,
         'name': name,
@@ -146,7 +149,7 @@ def rates(
     **cost._asdict(),
     'flops_per_s': cost.flops / seconds,
     **shares,
-    'roofline_share': max(shares.values()),
+    'roofline_share': float(np.max([*shares.values()])),
   }
 
 

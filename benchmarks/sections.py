@@ -14,12 +14,13 @@ SECTIONS = {
 }
 
 
-def chosen(only, known):
+def chosen(only, known, flag='only'):
   """Returns the names to measure, in the order of `known`.
 
   Args:
     only: names, or nothing for all.
     known: names there are.
+    flag: that gave them, for the error.
 
   Raises:
     ValueError: a name that is not known.
@@ -27,6 +28,6 @@ def chosen(only, known):
   unknown = [name for name in only or () if name not in known]
   if unknown:
     raise ValueError(
-      f'only: expected some of {", ".join(known)}, found {unknown[0]!r}'
+      f'{flag}: expected some of {", ".join(known)}, found {unknown[0]!r}'
     )
   return [name for name in known if not only or name in only]

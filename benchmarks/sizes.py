@@ -37,12 +37,12 @@ class Size(NamedTuple):
   def computing_in(self, dtype: str) -> 'Size':
     """Returns the same size with networks that compute in a dtype."""
 
-    def config(method):
+    def configured(method):
       config = self.config(method)
       config.compute_dtype = dtype
       return config
 
-    return self._replace(config=config)
+    return self._replace(config=configured)
 
   def learners(self) -> learners.Learners:
     """Returns the autoencoders at this size."""

@@ -134,6 +134,7 @@ def defaults(size: sizes_lib.Size) -> Iterator[Pair]:
   """Yields our default networks beside the official ones, at batch 1.
 
   They are not the same functions: this is the time of a query, networks alone.
+  Parameters are ours.
   """
   ae, mapping, _ = _official(size)
   modules = ae.theirs.eval().encoderT, mapping.theirs.eval(), ae.theirs.decoder
@@ -160,9 +161,16 @@ def defaults(size: sizes_lib.Size) -> Iterator[Pair]:
     1,
     timing.wait(jax.jit(whole), variables, image),
     torch_networks.wait(lambda: theirs(tensors)),
-    sum(x.size for part in variables for x in jax.tree.leaves(part['params'])),
+    _used(variables),
     float('nan'),
   )
+
+
+def _used(variables) -> int:
+  """Returns the parameters of encoder, mapping network and decoder."""
+  image, mapping, mask = (part['params'] for part in variables)
+  used = image['encoder'], mapping, mask['decoder']
+  return sum(x.size for x in jax.tree.leaves(used))
 
 
 def _pair(name, function, variables, x, module) -> Pair:

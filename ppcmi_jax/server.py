@@ -60,7 +60,8 @@ def make_server(
     mapped = predict(variables, z, client)
     return channel.codec.cover(reply_keys, mapped)
 
-  # There already: a transfer for each query would take longer than some layers.
+  # On the device already: sending one with each query would take longer than
+  # some layers.
   numbers = [jnp.int32(i) for i in range(len(channel.clients))]
 
   def respond(variables, query):

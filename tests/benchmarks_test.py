@@ -19,7 +19,9 @@ from benchmarks import (
   library_calls,
   machine,
   measure,
+  networks,
   sections,
+  sizes,
   timing,
 )
 
@@ -63,7 +65,7 @@ def run(monkeypatch, tmp_path):
   return call
 
 
-@pytest.mark.parametrize('module', [command, library_calls, measure, timing])
+@pytest.mark.parametrize('module', [library_calls, measure, timing])
 def test_docstrings_are_right(module):
   assert doctest.testmod(module).failed == 0
 
@@ -137,13 +139,48 @@ def test_several_calls_are_timed_as_one():
     'test', [measure.Case(slept, 1, calls=4)], peaks=PEAKS, budget_s=0
   )
   assert once['p50_ms'] >= 20 > 15 > each['p50_ms'] >= 5
+  assert once['p90_ms'] >= 20 and math.isnan(each['p90_ms'])
 
 
 def test_an_unknown_step_is_refused_in_one_line(run, capsys):
-  with pytest.raises(SystemExit):
+  with pytest.raises(SystemExit) as stopped:
     run(only=['steps'], steps=['mappings'])
-  line = capsys.readouterr().err.splitlines()[-1]
-  assert "found 'mappings'" in line and 'image autoencoder, mask' in line
+  assert stopped.value.code == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert 'steps: expected some of image autoencoder' in line
+  assert "found 'mappings'" in line
+
+
+@pytest.mark.parametrize(
+  'values', [{'dtype': 'bfloat16'}, {'steps': ['unet']}, {'batches': ['1']}]
+)
+def test_what_pytorch_is_not_asked_for_is_refused(values, run, capsys):
+  with pytest.raises(SystemExit):
+    run(against='torch', **values)
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith('benchmarks: against: takes neither')
+
+
+def test_steps_in_a_row_are_timed_as_one(monkeypatch):
+  """As on accelerators; who asks for one step gets one."""
+  taken = []
+
+  def train(state, batch, key):
+    taken.append(1)
+    return state, {'loss': 0.0}
+
+  cost = measure.Cost(0.0, 6.0, 4.0, 1.0)
+  monkeypatch.setattr(measure, 'cost', lambda *_: cost)
+  monkeypatch.setattr(networks.train_step, 'make_train_step', lambda *_: train)
+  size = sizes.SIZES['small']
+  given = networks._mapping_step(size)
+  for calls in (1, 5):
+    case = networks.step('it', *given, microbatches=2, calls=calls)
+    ((_, run),) = case.stages
+    taken.clear()
+    run(None)
+    assert len(taken) == case.calls == calls
+    assert (case.costs['it'].flops, case.costs['it'].bytes) == (12.0, 8.0)
 
 
 @pytest.mark.parametrize('batches', [['0'], ['one'], []])
@@ -227,7 +264,7 @@ def test_torch_is_asked_for_in_one_line(run, capsys, monkeypatch):
 
 def test_a_layer_of_pytorch_is_ours():
   pytest.importorskip('torch', reason='PyTorch is not installed')
-  from benchmarks import sizes, torch_layers
+  from benchmarks import torch_layers
 
   forward, backward = (
     pair

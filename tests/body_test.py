@@ -86,6 +86,27 @@ def test_streams_are_those_of_the_keys():
   )
 
 
+def test_streams_of_another_length_are_refused():
+  """Shorter ones would be spread over many numbers, and hide none."""
+  latents = latents_of(1)
+  streams = session.streams_of(draft_of(latents, 'int8'))
+  codec = session.codec('int8')
+  for wrong in (streams[:-1], np.append(streams, streams[:1])):
+    with pytest.raises(ValueError, match='keystreams: expected'):
+      codec.cover(wrong, latents)
+  words = {'b': jnp.zeros(4, jnp.uint32)}
+  for name, length in (('b', 1), ('b', 5), ('a', 4)):
+    stream = {name: jnp.ones(length, jnp.uint32)}
+    for combine in (masking.add, masking.subtract):
+      with pytest.raises(ValueError, match=r'keystream|names'):
+        combine(stream, words)
+  mixing_words = mixing.num_words(latents)
+  mixing_words['b'] -= 1
+  short = {n: jnp.zeros(k, jnp.uint32) for n, k in mixing_words.items()}
+  with pytest.raises(ValueError, match='b: keystream'):
+    mixing.draw(short, latents)
+
+
 @pytest.mark.parametrize('on_device', [False, True])
 def test_split_undoes_join_bit_by_bit(on_device):
   shapes = {'b': (2, 9), 'a': (2, 1, 3)}

@@ -111,10 +111,26 @@ def test_what_is_accepted_is_synced_before_the_answer(path, monkeypatch):
     files, '_sync', lambda f: (events.append('sync'), sync(f))
   )
   monkeypatch.setattr(
-    os, 'pwrite', lambda *args: (events.append('write'), write(*args))
+    os, 'pwrite', lambda *args: (events.append('write'), write(*args))[1]
   )
   assert ledger.Ledger(path).accept(0, 1)
   assert events == ['write', 'sync']
+
+
+def test_half_a_line_and_a_failed_sync_are_errors(path, monkeypatch):
+  """The message is refused; whether its counter was kept, both are safe."""
+  counts = ledger.Ledger(path)
+  with monkeypatch.context() as context:
+    context.setattr(os, 'pwrite', lambda *_: 7)
+    refuse('found a part of the line', counts.accept, 0, 1)
+
+  def fail(_):
+    raise OSError(5, 'Input/output error')
+
+  with monkeypatch.context() as context:
+    context.setattr(files, '_sync', fail)
+    refuse('found Input/output', counts.accept, 0, 2)
+  assert counts.accept(0, 1) and counts.accept(0, 3)
 
 
 def test_a_ledger_stays_one_file_of_one_length(path):

@@ -49,14 +49,16 @@ def replace(path: str, line: bytes) -> None:
 def rewrite(path: str, line: bytes) -> None:
   """Puts a line over one of the same length, synced, or raises OSError.
 
-  In place, which is one sync of the disk instead of `replace`'s two and takes
-  no space: the line is shorter than a sector, which disks write whole.
+  In place, which is one sync of the disk instead of `replace`'s two: the line
+  is shorter than a sector, which disks write whole. Where syncing fails, the
+  new line may be there all the same.
   """
   file = os.open(path, os.O_WRONLY)
   try:
     if os.fstat(file).st_size != len(line) or len(line) > _SECTOR_BYTES:
       raise OSError(errno.EINVAL, 'a line of another length')
-    os.pwrite(file, line, 0)
+    if os.pwrite(file, line, 0) != len(line):
+      raise OSError(errno.EIO, 'a part of the line only')
     _sync(file)
   finally:
     os.close(file)

@@ -7,7 +7,8 @@
   sealing   one AES-256-GCM a message, over its header and its words
   envelope  the layout of those messages
   body      a message's arrays as one, between device and host
-  chacha    ChaCha20 in JAX
+  chacha    ChaCha20 in JAX, for who composes the layers; a session's streams
+            come from the host
 
 What is claimed rests on `masking` and `sealing`: standard cryptography with a
 fresh nonce a message. Whoever holds the key, as the server does, reads the

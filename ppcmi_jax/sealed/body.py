@@ -53,6 +53,7 @@ def split(
 
   Raises:
     ValueError: if N is not what the shapes say.
+    KeyError: for another dtype.
   """
   entries = [
     (name, part, of, shape)

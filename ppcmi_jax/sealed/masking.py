@@ -91,7 +91,15 @@ def mask_by(
   *,
   dtype: str,
 ) -> dict[str, dict[str, jax.Array]]:
-  """Does the same as `mask`, given the keystreams {name: uint32 [N]}."""
+  """Does the same as `mask`, given the keystreams.
+
+  Args:
+    streams: {name: uint32 [N]}, N as `num_words` says.
+    latents, dtype: as for `mask`.
+
+  Raises:
+    ValueError: as `mask`, and for streams of another length.
+  """
   words, numbers = {}, {}
   for name, latent in latents.items():
     values, scale = quantise(latent['values'], dtype)
@@ -137,7 +145,16 @@ def unmask_by(
   *,
   dtype: str,
 ) -> dict[str, dict[str, jax.Array]]:
-  """Does the same as `unmask`, given the keystreams {name: uint32 [N]}."""
+  """Does the same as `unmask`, given the keystreams.
+
+  Args:
+    streams: {name: uint32 [N]}, N as `num_words` says.
+    masked, like, dtype: as for `unmask`.
+
+  Raises:
+    ValueError: as `unmask`, and for streams of another length.
+  """
+  _check_names(like, masked)
   for name, entry in masked.items():
     shape = tuple(like[name].shape)
     for part, expected in (
@@ -232,19 +249,31 @@ def num_words(shape: tuple[int, ...], dtype: str) -> int:
 def add(
   streams: Mapping[str, jax.Array], words: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
-  """Adds keystreams to words, each uint32 [N], mod 2^32."""
-  for some in words.values():
-    _check_words(some)
+  """Adds keystreams to words, each uint32 [N], mod 2^32.
+
+  Raises:
+    ValueError: for other words, or a stream of another name or length, which
+      would hide nothing.
+  """
+  _check_streams(streams, words)
   return {name: words[name] + streams[name] for name in words}
 
 
 def subtract(
   streams: Mapping[str, jax.Array], words: Mapping[str, jax.Array]
 ) -> dict[str, jax.Array]:
-  """Undoes `add`."""
-  for some in words.values():
-    _check_words(some)
+  """Undoes `add`; ValueError likewise."""
+  _check_streams(streams, words)
   return {name: words[name] - streams[name] for name in words}
+
+
+def _check_streams(streams, words):
+  _check_names(streams, words)
+  for name, some in words.items():
+    _check_words(some)
+    if streams[name].shape != some.shape:
+      found = list(streams[name].shape)
+      raise _error(f'{name}: keystream', list(some.shape), found)
 
 
 def _streams(keys, shapes, dtype):

@@ -111,7 +111,14 @@ def _lift(function):
 
 
 def num_words(like: Mapping[str, Any]) -> dict[str, int]:
-  """Returns how many words of its keystream `init` takes for each latent."""
+  """Returns how many words of its keystream `init` takes for each latent.
+
+  Args:
+    like: {name: array or ShapeDtypeStruct [B, ..., C]}.
+
+  Raises:
+    ValueError: for a shape or dtype that `forward` would refuse.
+  """
   count = lambda _, z: z.shape[0] * sum(_sizes(z))
   return _lift(count)(dict.fromkeys(like), dict(like))
 
@@ -124,7 +131,14 @@ def draw(
   Args:
     streams: {name: uint32 [words]}, as many as `num_words` says.
     like: as for `init`.
+
+  Raises:
+    ValueError: for streams of other names or lengths.
   """
+  for name, count in num_words(like).items():
+    if name in streams and streams[name].shape != (count,):
+      found = list(streams[name].shape)
+      raise _error(f'{name}: keystream', f'[{count}]', found)
   return _lift(_draw)(dict(streams), dict(like))
 
 

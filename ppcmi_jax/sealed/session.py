@@ -250,6 +250,12 @@ def _num_words(like, dtype):
 
 def _parted(streams, like, dtype):
   """Returns the keystreams for mixing and for masking, each by name."""
+  expected = sum(sum(of.values()) for of in _num_words(like, dtype))
+  if streams.shape != (expected,):
+    raise ValueError(
+      f'keystreams: expected {[expected]} words for these latents, found '
+      f"{list(streams.shape)}; use the message's own"
+    )
   parts, offset = [], 0
   for sizes in _num_words(like, dtype):
     parts.append({})
