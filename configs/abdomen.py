@@ -8,7 +8,7 @@ evaluates it within subjects. The privacy-agnostic U-Net on the pooled data:
     python train.py --config=configs/abdomen.py:unet --workdir=runs/unet
     python eval.py --config=configs/abdomen.py:unet --workdir=runs/unet
 
-What to expect from both is in the README.
+What to expect from both is in docs/results.md.
 """
 
 import ml_collections

@@ -4,7 +4,7 @@
     python eval.py --config=configs/phantom.py --workdir=runs/phantom
 
 trains on 210 subjects, validates on 30 and tests on 60, at 128x128. What to
-expect is in the README.
+expect is in docs/results.md.
 """
 
 import ml_collections

@@ -4,7 +4,8 @@ r"""Small phantoms and networks, for studies of many trainings on two cores.
       --workdir=runs/study
 
 150 subjects at 64x64 and half of the autoencoders' widths: what differs here
-need not differ at full size. What the studies show is in the README.
+need not differ at full size. What the studies show is in
+docs/results.md.
 """
 
 import ml_collections
