@@ -19,12 +19,6 @@ from benchmarks import sizes as sizes_lib
 from ppcmi_jax import learners, standardisation, tasks, train_step
 
 ACCELERATOR_STEPS = 20
-STEPS = (
-  'image autoencoder',
-  'mask autoencoder',
-  'mapping',
-  *learners.BASELINES,
-)
 
 
 def variables_of(task: tasks.Task, batch: Any) -> tasks.Variables:
@@ -95,7 +89,7 @@ def networks(size: sizes_lib.Size) -> Iterator[measure.Case]:
     )
     return jnp.argmax(logits, -1).astype(jnp.uint8)
 
-  sample = {'image': size.images(1), 'mask': size.masks(1)}
+  sample = size.pairs(1)
   mapping = mapping_task(size)
   trained = {
     'image encoder': (encode, variables_of(parts.image_task, sample)),
@@ -131,24 +125,15 @@ def networks(size: sizes_lib.Size) -> Iterator[measure.Case]:
 
 def steps(size: sizes_lib.Size) -> Iterator[measure.Case]:
   """Yields a training step of each network, as `train.py` takes it."""
-  makers = {
-    'image autoencoder': lambda: _autoencoder_step(size, 'image'),
-    'mask autoencoder': lambda: _autoencoder_step(size, 'mask'),
-    'mapping': lambda: _mapping_step(size),
-    **{
-      method: functools.partial(_baseline_step, size, method)
-      for method in learners.BASELINES
-    },
-  }
   for name in size.steps or STEPS:
-    yield step(name, *makers[name](), calls=_calls())
+    yield step(name, *STEPS[name](size), calls=_calls())
 
 
 def _autoencoder_step(size, modality):
   config, parts = size.method(), size.learners()
   count = size.step_batch or config.autoencoder_batch_size
   task = getattr(parts, f'{modality}_task')
-  return task, optimizer(config), _pair(size, count)
+  return task, optimizer(config), size.pairs(count)
 
 
 def _mapping_step(size):
@@ -161,11 +146,19 @@ def _baseline_step(size, method):
   config = size.config(method)
   task, _ = learners.baseline(config, num_classes=size.num_classes)
   count = size.step_batch or config.baseline_batch_size
-  return task, optimizer(config), _pair(size, count)
+  return task, optimizer(config), size.pairs(count)
 
 
-def _pair(size, count):
-  return {'image': size.images(count), 'mask': size.masks(count)}
+# Name -> what gives task, optimiser and batch of a size.
+STEPS = {
+  'image autoencoder': functools.partial(_autoencoder_step, modality='image'),
+  'mask autoencoder': functools.partial(_autoencoder_step, modality='mask'),
+  'mapping': _mapping_step,
+  **{
+    method: functools.partial(_baseline_step, method=method)
+    for method in learners.BASELINES
+  },
+}
 
 
 def memory(size: sizes_lib.Size) -> Iterator[measure.Case]:

@@ -62,7 +62,7 @@ def meet(
     config.wire_dtype = 'float16'
   place = workdir.Workdir(folder, config.to_dict())
   enrolment.enrol(config, place, ['A'])
-  pair = {'image': size.images(1), 'mask': size.masks(1)}
+  pair = size.pairs(1)
   latents = autoencoders.latents
   mapping = networks.mapping_task(size)
   channel = enrolment.server_channel(config, place, ['A'], latents, **options)

@@ -68,6 +68,10 @@ class Size(NamedTuple):
         mask[(y - row) ** 2 + (x - column) ** 2 < radius**2] = k
     return masks
 
+  def pairs(self, batch: int) -> dict[str, np.ndarray]:
+    """Returns images and masks as a training batch."""
+    return {'image': self.images(batch), 'mask': self.masks(batch)}
+
 
 def _official(method: str) -> Any:
   return abdomen.get_full_config('official' if method == 'ppcmi_sf' else method)

@@ -140,7 +140,7 @@ def defaults(size: sizes_lib.Size) -> Iterator[Pair]:
   modules = ae.theirs.eval().encoderT, mapping.theirs.eval(), ae.theirs.decoder
   theirs = torch.inference_mode()(torch.nn.Sequential(*modules))
   parts, task = size.learners(), networks.mapping_task(size)
-  pair = {'image': size.images(1), 'mask': size.masks(1)}
+  pair = size.pairs(1)
   variables = (
     networks.variables_of(parts.image_task, pair),
     networks.variables_of(task, networks.mapping_batch(size, 1)),
@@ -189,7 +189,7 @@ def steps(size: sizes_lib.Size) -> Iterator[Pair]:
   ae, mapping, latents = _official(size)
   config = size.config('published')
   count = size.step_batch or config.autoencoder_batch_size
-  batch = {'image': size.images(count), 'mask': size.masks(count)}
+  batch = size.pairs(count)
   x = _unit_tensor(batch['image'])
   yield _step(
     'autoencoder',
@@ -223,7 +223,7 @@ def _baseline_step(method: str, size: sizes_lib.Size) -> Pair:
   config.augment = {}
   task, _ = learners.baseline(config, num_classes=size.num_classes)
   count = size.step_batch or config.baseline_batch_size
-  batch = {'image': size.images(count), 'mask': size.masks(count)}
+  batch = size.pairs(count)
   x = _unit_tensor(batch['image'])
   y = torch.from_numpy(batch['mask']).to(torch_networks.device(), torch.int64)
   theirs = torch_networks.UNet(

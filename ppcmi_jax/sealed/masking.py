@@ -132,8 +132,7 @@ def unmask(
   Raises:
     ValueError: as `mask`, and for words or numbers that don't fit `like`.
   """
-  _check_names(keys, masked)
-  _check_names(like, masked)
+  _check_names(keys, like)
   shapes = {name: z.shape for name, z in like.items()}
   return unmask_by(_streams(keys, shapes, dtype), masked, like, dtype=dtype)
 

@@ -119,8 +119,8 @@ def num_words(like: Mapping[str, Any]) -> dict[str, int]:
   Raises:
     ValueError: for a shape or dtype that `forward` would refuse.
   """
-  count = lambda _, z: z.shape[0] * sum(_sizes(z))
-  return _lift(count)(dict.fromkeys(like), dict(like))
+  like = dict(like)
+  return _lift(_count)(like, like)
 
 
 def draw(
@@ -135,16 +135,15 @@ def draw(
   Raises:
     ValueError: for streams of other names or lengths.
   """
-  for name, count in num_words(like).items():
-    if name in streams and streams[name].shape != (count,):
-      found = list(streams[name].shape)
-      raise _error(f'{name}: keystream', f'[{count}]', found)
   return _lift(_draw)(dict(streams), dict(like))
 
 
 def _init(keys, like):
-  _lift(lambda *_: None)(keys, like)  # names, before anything is computed
-  return draw(chacha.keystreams(keys, num_words(like)), like)
+  return draw(chacha.keystreams(keys, _lift(_count)(keys, like)), like)
+
+
+def _count(_, like):
+  return like.shape[0] * sum(_sizes(like))
 
 
 def _sizes(like):
@@ -158,7 +157,9 @@ def _sizes(like):
 def _draw(stream, like):
   batch, *sides, channels = like.shape
   positions = math.prod(sides)
-  sizes = _sizes(like)
+  sizes, expected = _sizes(like), (_count(None, like),)
+  if stream.shape != expected:
+    raise _error('keystream', list(expected), list(stream.shape))
   stream = stream.reshape(batch, -1)
   rows, columns, signs = jnp.split(stream, np.cumsum(sizes)[:-1], axis=1)
   order = lambda words: jnp.argsort(

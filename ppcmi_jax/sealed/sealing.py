@@ -35,7 +35,6 @@ with which model and shapes. The receiver has the keys and sees the latents.
   {'b': (1, 8, 8, 256)}
 """
 
-import math
 import os
 from collections.abc import Mapping
 from typing import Any, NamedTuple
@@ -45,7 +44,7 @@ from cryptography import exceptions
 from cryptography.hazmat.primitives.ciphers import aead
 
 from ppcmi_jax import keyring
-from ppcmi_jax.sealed import chacha, envelope
+from ppcmi_jax.sealed import body, chacha, envelope
 
 NONCE_BYTES = envelope.NONCE_BYTES
 
@@ -152,9 +151,11 @@ def seal(draft: Draft, masked: Mapping[str, Mapping[str, Any]]) -> bytes:
   header = draft.header
   if not isinstance(masked, Mapping) or set(masked) != set(header.shapes):
     raise _error('masked', f'latents {sorted(header.shapes)}', _shown(masked))
-  words, numbers = [], []
+  checked = {}
   for name, shape in header.shapes.items():
-    entry = {part: np.asarray(array) for part, array in masked[name].items()}
+    entry = checked[name] = {
+      part: np.asarray(array) for part, array in masked[name].items()
+    }
     for part, dtype, expected in envelope.parts(shape, header.dtype):
       array = entry.get(part, np.zeros(0))
       if array.dtype != dtype or array.shape != expected:
@@ -163,16 +164,14 @@ def seal(draft: Draft, masked: Mapping[str, Mapping[str, Any]]) -> bytes:
     if not np.isfinite(entry['numbers']).all():
       todo = 'check the model that made the latents, or send a wider dtype'
       raise _error(f'latent {name!r}', 'numbers', 'NaN or infinity', todo)
-    words.append(entry['words'].astype('<u4', copy=False).tobytes())
-    numbers.append(entry['numbers'].astype('<f4', copy=False).tobytes())
   try:
     seal_key = draft.seal_key.pop()
   except IndexError:
     todo = 'draft another: two messages under one key reveal both'
     raise _error('draft', 'an unused one', 'a used one', todo) from None
   associated = envelope.pack(header)
-  body = b''.join(words + numbers)
-  return associated + aead.AESGCM(seal_key).encrypt(_IV, body, associated)
+  plain = body.join(checked).astype('<u4', copy=False).tobytes()
+  return associated + aead.AESGCM(seal_key).encrypt(_IV, plain, associated)
 
 
 def open(
@@ -271,19 +270,11 @@ def _open(data, derive, expected, like):
   start = envelope.header_bytes(header)
   mix_keys, mask_keys, (seal_key,) = _derive(derive(header), header.shapes)
   try:
-    body = aead.AESGCM(seal_key).decrypt(_IV, data[start:], data[:start])
+    plain = aead.AESGCM(seal_key).decrypt(_IV, data[start:], data[:start])
   except exceptions.InvalidTag:
     return None
-  masked, offset = {name: {} for name in header.shapes}, 0
-  for wanted in ('words', 'numbers'):
-    for name, shape in header.shapes.items():
-      for part, dtype, size in envelope.parts(shape, header.dtype):
-        if part == wanted:
-          array = np.frombuffer(
-            body, dtype.newbyteorder('<'), math.prod(size), offset
-          )
-          offset += array.nbytes
-          masked[name][part] = array.astype(dtype, copy=False).reshape(size)
+  words = np.frombuffer(plain, '<u4').astype(np.uint32, copy=False)
+  masked = body.split(words, header.shapes, dtype=header.dtype)
   if not all(np.isfinite(entry['numbers']).all() for entry in masked.values()):
     return None
   return Opened(header, mix_keys, mask_keys, masked)

@@ -250,14 +250,15 @@ def _num_words(like, dtype):
 
 def _parted(streams, like, dtype):
   """Returns the keystreams for mixing and for masking, each by name."""
-  expected = sum(sum(of.values()) for of in _num_words(like, dtype))
+  counts = _num_words(like, dtype)
+  expected = sum(sum(of.values()) for of in counts)
   if streams.shape != (expected,):
     raise ValueError(
       f'keystreams: expected {[expected]} words for these latents, found '
       f"{list(streams.shape)}; use the message's own"
     )
   parts, offset = [], 0
-  for sizes in _num_words(like, dtype):
+  for sizes in counts:
     parts.append({})
     for name in sorted(like):
       parts[-1][name] = streams[offset : offset + sizes[name]]
