@@ -2,6 +2,7 @@
 
 import os
 import re
+import shutil
 import stat
 
 import pytest
@@ -107,6 +108,71 @@ def test_a_crash_while_rotating_keeps_a_whole_key(enrolled, monkeypatch):
   assert not [n for n in os.listdir(os.path.dirname(path)) if '.new' in n]
   assert epochs.load(path) == first
   assert epochs.rotate(path) == epochs.ratchet(first, 1)
+
+
+def test_what_could_not_be_written_is_overwritten(enrolled, monkeypatch):
+  """A key that comes to nothing is the next one all the same."""
+  path, _ = enrolled
+  following = epochs.ratchet(epochs.load(path), 1).key.hex().encode()
+  folder, opened = os.path.dirname(path), []
+
+  def fail(temporary, _):
+    opened.append(open(temporary, 'rb'))
+    raise OSError(28, 'No space left on device')
+
+  monkeypatch.setattr(os, 'replace', fail)
+  refuse('found No space', epochs.rotate, path)
+  (file,) = opened
+  with file:
+    assert following not in file.read()
+  assert not [name for name in os.listdir(folder) if '.new' in name]
+
+
+@pytest.mark.parametrize('kill', [1, 2])
+def test_a_stray_of_a_crash_is_no_way_to_lose_the_key(
+  tmp_path, monkeypatch, kill
+):
+  """It may be a second name of the key's own bytes."""
+  unlink, left = os.unlink, [kill]
+
+  def crash(path, **options):
+    if '.new-' in str(path):
+      left[0] -= 1
+      if not left[0]:
+        raise KeyboardInterrupt
+    unlink(path, **options)
+
+  with monkeypatch.context() as context:
+    context.setattr(os, 'unlink', crash)
+    with pytest.raises(KeyboardInterrupt):
+      epochs.enrol(tmp_path / 'client', 'clinic-1')
+      keyring.create(tmp_path / 'client' / 'storage.key')
+  keys = [p for p in (tmp_path / 'client').iterdir() if p.suffix == '.export']
+  (stray,) = (tmp_path / 'client').glob('.new-*')
+  before = [path.read_bytes() for path in keys]
+  epochs.erase(stray)
+  assert not stray.exists()
+  assert [path.read_bytes() for path in keys] == before
+
+
+def test_rotation_erases_what_a_crash_left_of_earlier_keys(enrolled, tmp_path):
+  path, _ = enrolled
+  folder = tmp_path / 'secrets' / 'client'
+  other, _ = epochs.enrol(folder, 'clinic-2')
+  first, also = folder / f'.new-{"0" * 16}', folder / f'.new-{"1" * 16}'
+  shutil.copy2(path, first)
+  shutil.copy2(other, also)
+  epochs.rotate(path)
+  assert not first.exists() and also.exists()
+  epochs.rotate(other)
+  assert not also.exists()
+
+
+def test_a_key_that_has_gone_on_stays_where_it_is(enrolled):
+  path, _ = enrolled
+  epochs.rotate(path, 3)
+  assert epochs.follow(path, 1) == epochs.load(path)
+  assert epochs.follow(path, 4).epoch == 4 == epochs.load(path).epoch
 
 
 @pytest.mark.parametrize('epoch', [0, 2 + 65, -1])

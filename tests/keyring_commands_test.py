@@ -245,19 +245,29 @@ def test_show_lists_keys_and_what_needs_care(folder, call):
 
 def test_show_says_what_is_wrong_with_a_file(folder, call):
   shutil.copy2(folder / 'clinic-1.export', folder / 'clinic-2.epoch')
-  shutil.copy2(folder / 'clinic-1.export', folder / '.new-0123')
+  shutil.copy2(folder / 'clinic-1.export', folder / f'.new-{"0" * 16}')
   os.chmod(folder / 'clinic-1.epoch', 0o644)
   (folder / 'clinic-1.export').write_text('cut')
   code, out, _ = call('show', f'--folder={folder}')
   notes = [line for line in out.splitlines() if line.startswith('note: ')]
   assert code == 2 and len(notes) == 5
   for text in (
-    '.new-0123: left by a crash',
+    '.new-0000000000000000: left by a crash',
     "clinic-1.epoch': expected mode 0600, found 0644",
     "clinic-1.export': expected an epoch key, found bytes of another form",
     'clinic-2.epoch: holds a key of client clinic-1',
   ):
     assert sum(text in note for note in notes) == 1
+
+
+@pytest.mark.parametrize('content', [b'', b'ppcmi_jax-ledger-v1 0000'])
+def test_a_stray_without_a_key_is_noted_and_erased(folder, call, content):
+  stray = folder / f'.new-{"0" * 16}'
+  stray.write_bytes(content)
+  stray.chmod(0o600)
+  code, out, _ = call('show', f'--folder={folder}')
+  assert code == 0 and f'{stray.name}: left by a crash, erase it' in out
+  assert call('erase', stray)[0] == 0 and not stray.exists()
 
 
 def test_show_of_no_keys_says_so(tmp_path, call):

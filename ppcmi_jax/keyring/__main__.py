@@ -185,7 +185,7 @@ def _show(options):
   files.check_folder(str(folder))
   rows, notes, num_bad = [], [], 0
   for path in sorted(folder.iterdir()):
-    stray = path.name.startswith('.new-')
+    stray = files.STRAY.fullmatch(path.name) is not None
     if path.suffix not in ('.epoch', '.export', '.key') and not stray:
       continue
     mode = f'{stat.S_IMODE(path.lstat().st_mode):04o}'
@@ -193,8 +193,9 @@ def _show(options):
       row = _described(path)
     except ValueError as error:
       row = ('?', '?', '?')
-      notes.append(str(error))
-      num_bad += 1
+      if not stray:
+        notes.append(str(error))
+        num_bad += 1
     if path.suffix == '.export':
       notes.append(
         f'{path.name}: a copy of a key, not erased yet; '

@@ -32,6 +32,7 @@ All files and their folder must be closed to others; POSIX systems only.
   True
 """
 
+import contextlib
 import os
 import re
 from typing import NamedTuple
@@ -168,9 +169,10 @@ def ratchet(current: EpochKey, epoch: int) -> EpochKey:
 def rotate(path: str | os.PathLike[str], epoch: int | None = None) -> EpochKey:
   """Goes on to a later epoch and erases the key of the one before.
 
-  An export that still lies beside it is erased too: it would open everything.
-  After a crash the file holds the old key or the new one, whole; the bytes of
-  the old one may then still be on the disk.
+  An export that still lies beside it is erased too, and what a crash left of
+  this client's keys: they would open everything. After a crash the file holds
+  the old key or the new one, whole; the bytes of the old one may then still be
+  on the disk.
 
   Args:
     path: of the key.
@@ -185,22 +187,46 @@ def rotate(path: str | os.PathLike[str], epoch: int | None = None) -> EpochKey:
   path = os.fspath(path)
   with files.locked(path):
     current = load(path)
-    new = ratchet(current, current.epoch + 1 if epoch is None else epoch)
-    export = f'{os.path.splitext(path)[0]}.export'
-    if os.path.lexists(export):
-      erase(export)
-    if new.epoch != current.epoch:
-      with files.writing(path), open(path, 'r+b', buffering=0) as old:
-        files.replace(path, _key_line(new))
-        files.overwrite(old.fileno())
+    return _go_on(path, current, current.epoch + 1 if epoch is None else epoch)
+
+
+def follow(path: str | os.PathLike[str], epoch: int) -> EpochKey:
+  """As `rotate`, but a key that is of a later epoch by then stays as it is."""
+  path = os.fspath(path)
+  with files.locked(path):
+    current = load(path)
+    return current if current.epoch > epoch else _go_on(path, current, epoch)
+
+
+def _go_on(path, current, epoch):
+  new = ratchet(current, epoch)
+  export = f'{os.path.splitext(path)[0]}.export'
+  if os.path.lexists(export):
+    erase(export)
+  if new.epoch != current.epoch:
+    with files.writing(path), open(path, 'r+b', buffering=0) as old:
+      files.replace(path, _key_line(new))
+      files.overwrite(old.fileno())
+  _erase_strays(path, current.client)
   return new
+
+
+def _erase_strays(path, client):
+  folder = os.path.dirname(os.path.abspath(path))
+  for name in os.listdir(folder):
+    stray = os.path.join(folder, name)
+    with contextlib.suppress(ValueError):  # another file, or half a key
+      if files.STRAY.fullmatch(name) and load(stray).client == client:
+        files.destroy(stray)
 
 
 def erase(path: str | os.PathLike[str]) -> None:
   """Overwrites and unlinks a file of keys; best effort, as said above.
 
   Args:
-    path: an epoch key, an export, or a key file of `keyring`.
+    path: an epoch key, an export, a key file of `keyring`, or what a crash left
+      of one: a stray `.new-*`. Where that is a second name of a key, the key
+      stays.
 
   Raises:
     ValueError: if it is missing, a link, none of these, or can't be written.
@@ -214,11 +240,14 @@ def erase(path: str | os.PathLike[str]) -> None:
     raise files.error(ascii(path), 'a file of keys', found, todo) from None
   with files.writing(path):
     try:
+      stray = files.STRAY.fullmatch(os.path.basename(path)) is not None
       start = os.pread(file, 32, 0)
-      if not start.startswith((b'ppcmi_jax-epoch-v1 ', b'ppcmi_jax-key-v1 ')):
+      keys = (b'ppcmi_jax-epoch-v1 ', b'ppcmi_jax-key-v1 ')
+      if not stray and not start.startswith(keys):
         found = 'another file'
         raise files.error(ascii(path), 'a file of keys', found, todo)
-      files.overwrite(file)
+      if not stray or os.fstat(file).st_nlink == 1:
+        files.overwrite(file)
     finally:
       os.close(file)
     os.unlink(path)

@@ -7,11 +7,13 @@ holds, and no file of keys is longer than MAX_BYTES.
 import contextlib
 import errno
 import os
+import re
 import stat
 from collections.abc import Iterator
 from typing import Any
 
 MAX_BYTES = 1024
+STRAY = re.compile(r'\.new-[0-9a-f]{16}')  # a file that is being written
 _SECTOR_BYTES = 512
 _sync = getattr(os, 'fdatasync', os.fsync)  # missing on macOS
 
@@ -27,7 +29,7 @@ def write_new(path: str, line: bytes) -> None:
   try:
     os.link(temporary, path)  # unlike rename, refuses to replace
   finally:
-    os.unlink(temporary)
+    destroy(temporary)
   sync_folder(folder)
 
 
@@ -41,7 +43,7 @@ def replace(path: str, line: bytes) -> None:
   try:
     os.replace(temporary, path)
   except OSError:
-    os.unlink(temporary)
+    destroy(temporary)
     raise
   sync_folder(folder)
 
@@ -69,6 +71,23 @@ def overwrite(file: int) -> None:
   size = os.fstat(file).st_size
   os.pwrite(file, os.urandom(min(size, MAX_BYTES)), 0)
   os.fsync(file)
+
+
+def destroy(path: str) -> None:
+  """Unlinks a file of keys, its bytes overwritten unless another name has them.
+
+  A crash of `write_new` may leave a stray that is the key itself by a second
+  name. Bytes that can't be overwritten, as on a broken disk, stay.
+  """
+  with contextlib.suppress(OSError):
+    file = os.open(path, os.O_WRONLY | os.O_NOFOLLOW)
+    try:
+      if os.fstat(file).st_nlink == 1:
+        overwrite(file)
+    finally:
+      os.close(file)
+  with contextlib.suppress(FileNotFoundError):
+    os.unlink(path)
 
 
 def sync_folder(folder: str) -> None:
@@ -192,7 +211,7 @@ def _write_temporary(folder, line):
       stream.flush()
       os.fsync(file)
   except BaseException:
-    os.unlink(temporary)
+    destroy(temporary)
     raise
   return temporary
 
