@@ -142,7 +142,8 @@ def privacy(
 ) -> dict[str, Any]:
   """Attacks one client of a trained run under each protection.
 
-  A line is printed for each attack. With a folder, each figure is kept there in
+  A line is printed for each attack, which meets every protection before the
+  next one starts, so that a stopped campaign has whole rows. With a folder, each figure is kept there in
   privacy.json as it comes, and not computed again for the same networks; what
   attackers drew of a few targets is in privacy_examples.npz: 'truth' float32
   [N, H, W, C], 'mask', of the victim's training images the mean 'prior' and the
@@ -176,8 +177,8 @@ def privacy(
   notes.draw('prior_mask', _best_constant(own))
   steps = [
     (name, protection, attack)
-    for protection in protections
     for name, attack in attacks.items()
+    for protection in protections
   ]
   scales = sorted(setting.latents) if server_scales is None else server_scales
   steps += [(f'server_{scale}', 'none', _server(scale)) for scale in scales]

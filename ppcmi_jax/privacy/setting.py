@@ -32,7 +32,7 @@ from ppcmi_jax.privacy import visits as visits_lib
 
 MAX_KNOWN = 1000
 MAX_TARGETS = 60
-MAX_NUMBERS = 2**26  # of the latents of a group, to bound memory
+MAX_NUMBERS = 2**26  # of all latents under one protection, to bound memory
 _BATCH = 64
 
 Latents = Mapping[str, np.ndarray]
@@ -140,7 +140,7 @@ def build(config: Any, run: Any, *, seed: int = 0) -> Setting:
   def protect(protection, latents, *, seed=seed):
     return exposure.observe(protection, latents, seed=seed, **_dtypes(config))
 
-  @functools.lru_cache(maxsize=1)  # one at a time, to bound memory
+  @functools.cache
   def seen(protection):
     return protect(protection, latents)
 
