@@ -1,6 +1,7 @@
 """Tests of the counters of messages: each sent once, let through once."""
 
 import concurrent.futures
+import copy
 import os
 import pathlib
 
@@ -40,6 +41,27 @@ def test_two_sessions_never_share_a_counter(path):
       pool.map(lambda i: ledgers[i % 2].reserve(0), range(2 * ledger.BLOCK))
     )
   assert len(set(counters)) == len(counters)
+
+
+def test_a_process_that_sent_nothing_for_long_is_still_believed(path, tmp_path):
+  idle, busy = (ledger.Ledger(path) for _ in range(2))
+  receiver, _ = epochs.enrol(tmp_path / 'other', 'clinic-1')
+  seen = ledger.Ledger(receiver)
+  assert seen.accept(0, idle.reserve(0))
+  for _ in range(ledger.WINDOW + 100):
+    last = busy.reserve(0)
+  assert seen.accept(0, last)
+  for _ in range(2 * ledger.BLOCK):
+    assert seen.accept(0, idle.reserve(0))
+
+
+def test_a_forked_process_has_counters_of_its_own(path, monkeypatch):
+  counts = ledger.Ledger(path)
+  counts.reserve(0)
+  forked = copy.copy(counts)  # as a fork finds it
+  ours = counts.reserve(0)
+  monkeypatch.setattr(os, 'getpid', lambda: 0)
+  assert forked.reserve(0) not in (1, ours)
 
 
 def test_of_many_that_accept_one_message_one_succeeds(path):
@@ -88,7 +110,7 @@ def test_a_new_epoch_starts_anew_and_the_old_one_is_over(path):
   assert counts.accept(0, 9) and counts.accept(1, 9)
   assert counts.reserve(1) == 1
   assert counts.accept(0, 10) is False
-  refuse('epoch: expected none before', ledger.Ledger(path).reserve, 0)
+  refuse('epoch: expected 1 or later, found 0; rotate', ledger.Ledger(path).reserve, 0)
 
 
 def test_nothing_is_accepted_that_is_not_written_down(path, monkeypatch):

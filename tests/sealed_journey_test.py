@@ -1,6 +1,8 @@
 """The journey of an image under `sealed`: what opens, and what never does."""
 
+import os
 import shutil
+import types
 
 import jax
 import jax.numpy as jnp
@@ -152,6 +154,64 @@ def reopened(world, folder):
   """Returns the world as another process finds it."""
   channels, server = worlds.ends_in(folder, 'float32')
   return worlds.World('sealed', 'float32', ends=(channels, server))
+
+
+def header_of(epoch, counter=1):
+  return types.SimpleNamespace(epoch=epoch, counter=counter)
+
+
+def test_a_full_disk_at_the_change_of_epochs_strands_nobody(
+  tmp_path, monkeypatch
+):
+  path, _ = epochs.enrol(tmp_path / 'client', 'north')
+
+  def fail(*_):
+    raise OSError(28, 'No space left on device')
+
+  with monkeypatch.context() as context:
+    context.setattr(os, 'replace', fail)
+    with pytest.raises(ValueError, match='found No space'):
+      session.Party(path).believe(header_of(epoch=1))
+  party = session.Party(path)
+  assert party.ledger.reserve(party.key.epoch) == 1
+  party.believe(header_of(epoch=1))
+  assert session.Party(path).key.epoch == 1
+  with pytest.raises(Rejected):
+    party.believe(header_of(epoch=1))
+
+
+def test_a_message_of_an_epoch_that_is_over_on_the_disk_is_rejected(tmp_path):
+  path, _ = epochs.enrol(tmp_path / 'client', 'north')
+  party = session.Party(path)
+  epochs.rotate(path, 2)
+  with pytest.raises(Rejected):
+    party.believe(header_of(epoch=1))
+  party.believe(header_of(epoch=2))
+
+
+def test_a_draft_is_of_one_key_though_another_thread_goes_on(tmp_path):
+  class Moving(session.Party):
+    """Goes on to the next epoch whenever it is looked at."""
+
+    @property
+    def key(self):
+      key = self._key
+      self._key = epochs.ratchet(key, key.epoch + 1)
+      return key
+
+    @key.setter
+    def key(self, value):
+      self._key = value
+
+  world = worlds.World('sealed', 'float32', tmp_path)
+  parties = {'north': Moving(tmp_path / 'clients' / 'north.epoch')}
+  world.channels['north'] = session.make(
+    parties=parties, model_id='test', wire_dtype='float32'
+  )
+  ends = world.channels, world.server_channel
+  world = worlds.World('sealed', 'float32', ends=ends)
+  message, _ = ask(world)
+  assert world.server.respond(world.server_state, message)
 
 
 def test_a_copied_contribution_is_refused_by_name(tmp_path):

@@ -1,7 +1,8 @@
 """The counters of messages sent and seen, which let each through once.
 
 The sender's counters are reserved on disk before use, in blocks, so a crash
-skips some and repeats none. The receiver writes a counter down, synced, before
+skips some and repeats none; a block that others have left far behind, as they
+sent more, is dropped, or the receiver's window would have passed it. The receiver writes a counter down, synced, before
 it says yes, and keeps the largest and which of the WINDOW before it were seen
 (as in RFC 4303, section 3.4.3): a message that lags behind more is refused, and
 memory is bounded. Messages authenticate their counters, so these identify
@@ -50,7 +51,7 @@ class _Counts(NamedTuple):
 class Ledger:
   """The counters of messages that one side sent to and saw of the other.
 
-  Several threads and processes may use one. The first message of a later epoch
+  Several threads and processes may use one, forked ones too. The first message of a later epoch
   starts both counts anew.
 
   Args:
@@ -63,7 +64,7 @@ class Ledger:
   def __init__(self, path: str | os.PathLike[str]):
     self._path = _path_of(path)
     self._thread_lock = threading.Lock()
-    self._block = (0, range(0))  # epoch, counters reserved and unused
+    self._block = (0, 0, range(0))  # process, epoch, counters yet unused
     self._read()
 
   def reserve(self, epoch: int) -> int:
@@ -73,18 +74,19 @@ class Ledger:
       ValueError: if a later epoch was used already, or nothing can be written.
     """
     _check('epoch', epoch, 0, MAX_EPOCH)
-    with self._thread_lock:
-      owner, counters = self._block
-      if owner != epoch or not counters:
-        with files.locked(self._path):
-          counts = self._of_epoch(epoch)
-          if counts is None:
-            todo = 'load the current key, or enrol again'
-            raise files.error('epoch', 'none before the last one', epoch, todo)
-          last = counts.reserved + BLOCK
-          self._write(counts._replace(reserved=last))
-        counters = range(counts.reserved + 1, last + 1)
-      self._block = (epoch, counters[1:])
+    with self._thread_lock, files.locked(self._path):
+      counts = self._of_epoch(epoch)
+      if counts is None:
+        known = self._read().epoch
+        todo = f'rotate the key to epoch {known}, or enrol again'
+        raise files.error('epoch', f'{known} or later', epoch, todo)
+      *owner, counters = self._block
+      last = counts.reserved
+      is_ours = owner == [os.getpid(), epoch]
+      if not is_ours or not counters or last - counters[0] >= WINDOW // 2:
+        counters = range(last + 1, last + 1 + BLOCK)
+        self._write(counts._replace(reserved=counters[-1]))
+      self._block = (os.getpid(), epoch, counters[1:])
       return counters[0]
 
   def accept(self, epoch: int, counter: int) -> bool:

@@ -60,15 +60,25 @@ class Party:
       raise MessageRejected from None
 
   def believe(self, header: envelope.Header) -> None:
-    """Notes a message that opened; MessageRejected if it is not new."""
+    """Notes a message that opened; MessageRejected if it is not new.
+
+    The key comes before the counter: a ledger of a later epoch than its key's
+    would let nothing be sent. A crash in between costs nothing, as the message
+    can be opened again.
+    """
+    self.follow(header.epoch)
     if not self.ledger.accept(header.epoch, header.counter):
       raise MessageRejected
-    self.follow(header.epoch)
 
   def follow(self, epoch: int) -> None:
-    """Goes on to the epoch of a message that opened."""
+    """Goes on to the epoch of a message that opened.
+
+    MessageRejected where the key on the disk is of a later one already.
+    """
     if epoch > self.key.epoch:
-      self.key = epochs.rotate(self._path, epoch)
+      self.key = epochs.follow(self._path, epoch)
+      if self.key.epoch > epoch:
+        raise MessageRejected
 
 
 def make(
@@ -94,19 +104,19 @@ def make(
         f'{", ".join(map(repr, parties))}; enrol it, or import its key'
       )
     party = parties[route.client]
+    key = party.key  # once, as another thread may go on to the next
     message = sealing.draft(
-      party.key.key,
+      key.key,
       **route._asdict(),
-      epoch=party.key.epoch,
+      epoch=key.epoch,
       model_id=model_id,
       dtype=wire_dtype,
       shapes={scale: z.shape for scale, z in like.items()},
-      counter=party.ledger.reserve(party.key.epoch),
+      counter=party.ledger.reserve(key.epoch),
     )
     return channel.Draft(streams_of(message), functools.partial(seal, message))
 
-  def try_key(data, header, party, like, **expected):
-    key = party.key_of(header.epoch).key
+  def try_key(data, header, key, like, **expected):
     expected = {
       'client': header.client,
       'direction': header.direction,
@@ -114,7 +124,7 @@ def make(
     } | {name: v for name, v in expected.items() if v is not None}
     return sealing.open(
       data,
-      key,
+      key.key,
       **expected,
       epoch=header.epoch,
       model_id=model_id,
@@ -136,9 +146,8 @@ def make(
     }
     if direction == 'contribution':
       return _opened(_contribution(data, header, party, expected, like))
-    opened = try_key(
-      data, header, party, like, **expected, message_id=message_id
-    )
+    key = party.key_of(header.epoch)
+    opened = try_key(data, header, key, like, **expected, message_id=message_id)
     party.believe(opened.header)
     return _opened(opened)
 
@@ -149,14 +158,16 @@ def make(
     if key is not None:
       fixed = {'model_id': model_id, 'dtype': wire_dtype}
       return sealing.reopen(data, key, like=like, **expected, **fixed)
-    opened = try_key(data, header, party, like, **expected)
-    epoch_key = party.key_of(header.epoch).key
-    kept.put(data, sealing.message_key(epoch_key, header))
+    key = party.key_of(header.epoch)
+    opened = try_key(data, header, key, like, **expected)
+    kept.put(data, sealing.message_key(key.key, header))
     party.follow(header.epoch)
     return opened
 
   def peek(data, *, owner, like):
-    return _opened(try_key(data, envelope.read(data), parties[owner], like))
+    header = envelope.read(data)
+    key = parties[owner].key_of(header.epoch)
+    return _opened(try_key(data, header, key, like))
 
   return channel.Channel(
     'sealed', tuple(parties), codec(wire_dtype), draft, open_message, peek
