@@ -48,6 +48,9 @@ class Draft(NamedTuple):
   keys: Any
   seal: Callable[[Any], bytes]
 
+  def __repr__(self):  # keys are secret
+    return 'Draft(...)'
+
 
 class Opened(NamedTuple):
   """A message that was believed.
@@ -64,6 +67,9 @@ class Opened(NamedTuple):
   batch: int
   keys: Any
   covered: Any
+
+  def __repr__(self):
+    return f'Opened({self.client!r}, {self.message_id.hex()}, {self.batch})'
 
 
 class Codec(NamedTuple):

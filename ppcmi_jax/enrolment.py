@@ -4,7 +4,8 @@
     secrets/<client>.<protection>.npz    what was drawn from it
     secrets/clients/<client>.epoch       sealed: the client's key of the epoch
     secrets/server/<client>.epoch        the server's copy of it
-    secrets/server/storage.key, kept/    of contributions that the server keeps
+    secrets/server/storage.key           of the keys in kept/<client>/, those of
+                                         contributions that the server keeps
 
 Here, in one process, the server reads the clients' key files, or has their
 exports carried to it at once. Between machines people do that, with
@@ -59,14 +60,26 @@ def _enrol(workdir, name):
   )
   received = _server(workdir) / f'{name}.epoch'
   if not key.exists():
+    if received.exists():
+      raise ValueError(
+        f'{key}: expected the key that {received} is a copy of, found none; '
+        'restore it, or erase the copy to enrol the client again'
+      )
     if export.exists():  # of a key that was never finished
       epochs.erase(export)
     epochs.enrol(key.parent, name)
-  if export.exists():
-    if received.exists():
-      epochs.erase(export)
-    else:
-      epochs.import_key(received.parent, export)
+  if not export.exists():
+    return
+  if not received.exists():
+    epochs.import_key(received.parent, export)
+    return
+  carried, there = epochs.load(export), epochs.load(received)
+  if carried.epoch == there.epoch and carried.key_id != there.key_id:
+    raise ValueError(
+      f'{export}: expected the key that the server has of client {name!r}, '
+      f'{there.key_id}, found {carried.key_id}; erase one of them'
+    )
+  epochs.erase(export)
 
 
 def client_channel(
@@ -110,14 +123,29 @@ def server_channel(
   """Returns the server's end, for the clients of these names; as above."""
   wire_dtype = wire_dtype or config.wire_dtype
   if config.protection == 'sealed':
-    folder = _server(workdir)
     return session.make(
-      parties=_parties(folder, names),
+      parties=_parties(_server(workdir), names),
       model_id=_model_id(workdir),
       wire_dtype=wire_dtype,
-      kept=vault.Vault(folder / 'kept', keyring.load(folder / 'storage.key')),
+      kept=_vault(workdir),
     )
   return _keyed(config, workdir, names, latents, wire_dtype)
+
+
+def forget_withdrawn(
+  config: Any, workdir: workdir_lib.Workdir, names: Sequence[str]
+) -> None:
+  """Erases kept keys of contributions that are no longer in messages/.
+
+  A client that contributes anew takes back what it sent before: put back by
+  others, that opens no more once both sides have rotated.
+  """
+  if config.protection != 'sealed':
+    return
+  kept = _vault(workdir)
+  for name in names:
+    paths = workdir.messages(name).glob('*.msg')
+    kept.retain(name, (path.read_bytes() for path in paths))
 
 
 def transform_secrets(
@@ -172,6 +200,11 @@ def _clients(workdir):
 
 def _server(workdir):
   return workdir.secrets / 'server'
+
+
+def _vault(workdir):
+  folder = _server(workdir)
+  return vault.Vault(folder / 'kept', keyring.load(folder / 'storage.key'))
 
 
 def _model_id(workdir) -> str:

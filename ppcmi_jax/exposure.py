@@ -1,22 +1,25 @@
 """What an attacker sees of latents under each protection, as numbers.
 
-  protection       what crosses, and what an attacker makes of it
-  ---------------  ------------------------------------------------------------
-  none             the latents, rounded to the wire's dtype
-  klt              the paper's transform, one secret for all messages, rounded
-  klt, fresh keys  the same with a secret of its own for each message
-  sealed           each example drafted, mixed, masked and sealed as a message
-                   of its own; the bytes of the ciphertext, read as numbers
+  protection            what crosses, and what an attacker makes of it
+  --------------------  -------------------------------------------------------
+  none                  the latents, rounded to the wire's dtype
+  klt                   the paper's transform, one secret for all messages,
+                        rounded
+  klt, fresh keys       the same with a secret of its own for each message
+  sealed                each example drafted, mixed, masked and sealed as a
+                        message of its own; the ciphertext, read as numbers
+  sealed, other images  sealed messages of other examples in the place of each:
+                        what the same attack makes of nothing
 
-Attacks (`attacks`) take all four in the same shapes. A sealed message has no
+Attacks (`attacks`) take all five in the same shapes. A sealed message has no
 more to show: its header is the same for all messages but for random bytes and
 a counter, and its size depends on shapes alone.
 
   >>> import jax
   >>> latents = {'b': np.ones([2, 4, 4, 8], np.float32)}
   >>> seen = {name: observe(name, latents) for name in PROTECTIONS}
-  >>> [seen[name]['b'].shape for name in PROTECTIONS]
-  [(2, 4, 4, 8), (2, 4, 4, 8), (2, 4, 4, 8), (2, 4, 4, 8)]
+  >>> {seen[name]['b'].shape for name in PROTECTIONS}
+  {(2, 4, 4, 8)}
   >>> bool(np.array_equal(*seen['klt']['b'])), seen['none']['b'].max().item()
   (True, 1.0)
   >>> bool(np.array_equal(*seen['sealed']['b']))
@@ -33,7 +36,8 @@ from ppcmi_jax import examples as examples_lib
 from ppcmi_jax import keyed, learners, wire
 from ppcmi_jax.sealed import envelope, sealing, session
 
-PROTECTIONS = ('none', 'klt', 'klt, fresh keys', 'sealed')
+OTHERS = 'sealed, other images'
+PROTECTIONS = ('none', 'klt', 'klt, fresh keys', 'sealed', OTHERS)
 SEALED_DTYPES = ('int8', 'float16')
 _BATCH = 16  # secrets drawn at a time, to bound memory
 
@@ -57,12 +61,12 @@ def observe(
     seed: of the secrets of 'klt' and 'klt, fresh keys', which are obfuscation
       only: a repeated call has the same secrets. Those of 'sealed' come from
       the operating system.
-    wire_dtype: of `wire`, for all but 'sealed'.
-    sealed_dtype: one of SEALED_DTYPES, what 'sealed' quantises to.
+    wire_dtype: of `wire`, for all that is not sealed.
+    sealed_dtype: one of SEALED_DTYPES, what sealing quantises to.
     transform: that of 'klt'; `learners`' by default.
 
   Returns:
-    {scale: float32 [N, h, w, C]}; of 'sealed' uniform with mean 0 and
+    {scale: float32 [N, h, w, C]}; sealed, uniform with mean 0 and
     variance 1, were they random.
 
   Raises:
@@ -85,7 +89,10 @@ def observe(
         f'{name}: expected [N, h, w, C] with N at least 1, found '
         f'{list(z.shape)}'
       )
-  if protection == 'sealed':
+  if protection == OTHERS:
+    half = max(1, len(next(iter(latents.values()))) // 2)
+    latents = {name: np.roll(z, half, axis=0) for name, z in latents.items()}
+  if protection in ('sealed', OTHERS):
     return _sealed(latents, sealed_dtype)
   if transform is None:
     transform = learners.TRANSFORMS['klt']

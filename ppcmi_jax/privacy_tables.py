@@ -84,9 +84,11 @@ def attacks(result: Mapping[str, Any]) -> tables.Table:
     'without any message (the mean image, the best constant mask, a toss). '
     'breaks klt: by more than the goal\nallows a protection, and as far as '
     'when the attack was designed; in part: less far (share of the gain '
-    'without protection). verdict, of sealed: held or broken; no proof '
-    'where\nthe attack does not break klt, so that it is the attack that is '
-    'weak.' + ''.join(f'\nNot measurable: {note}' for note in notes),
+    'without protection). sealed, other images: what the attack makes of '
+    'messages that have\nnothing to do with its targets; sealed may not be '
+    'above it either. verdict, of sealed: held or broken; no proof where the '
+    'attack does not break\nklt, so that it is the attack that is weak.'
+    + ''.join(f'\nNot measurable: {note}' for note in notes),
   )
 
 

@@ -19,6 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppcmi_jax import channel as channel_lib
+from ppcmi_jax import wire
+from ppcmi_jax.keyring import files
 
 
 class Server(NamedTuple):
@@ -119,7 +121,7 @@ def read_contributions(
       path = pathlib.Path(f'{stem}.{modality}.msg')
       try:
         opened = channel.open(
-          path.read_bytes(),
+          _read(path),
           direction='contribution',
           modality=modality,
           like=latents[modality],
@@ -128,6 +130,8 @@ def read_contributions(
         pair[modality] = jax.tree.map(lambda z: _as_finite(z, dtype), z)
       except FileNotFoundError:
         raise ValueError(f'{path}: missing; its pair is there') from None
+      except files.KeyFault as error:
+        raise ValueError(f'{path}: {error}') from None
       except ValueError as error:
         raise ValueError(
           f'{path}: {error}; delete the file and contribute again'
@@ -155,6 +159,13 @@ def read_contributions(
   if not parts:
     raise ValueError('no contributions: expected message files, found none')
   return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+
+
+def _read(path: pathlib.Path) -> bytes:
+  size, most = path.stat().st_size, wire.MAX_MESSAGE_BYTES
+  if size > most:
+    raise ValueError(f'expected at most {most} bytes, found {size}')
+  return path.read_bytes()
 
 
 def _origin(client: str, stem: str, row: int) -> tuple[str, str, int]:

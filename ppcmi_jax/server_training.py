@@ -96,7 +96,7 @@ def _read(config, workdir, names, latents):
   channel = enrolment.server_channel(config, workdir, names, latents)
   # As precise as what was sent; int8's numbers are not int8 once unmixed.
   dtype = 'float16' if config.wire_dtype == 'int8' else config.wire_dtype
-  return {
+  found = {
     split: server_lib.read_contributions(
       [
         path
@@ -109,6 +109,8 @@ def _read(config, workdir, names, latents):
     )
     for split in ('train', 'valid')
   }
+  enrolment.forget_withdrawn(config, workdir, names)
+  return found
 
 
 def _fit_privately(config, workdir, task, trainer, pairs, source, title):

@@ -166,6 +166,14 @@ def test_damaged_contributions_are_named(world, tmp_path):
     read(world, [])
 
 
+def test_a_huge_file_is_not_read(world, tmp_path):
+  for modality in ('image', 'mask'):
+    with (tmp_path / f'train-0.{modality}.msg').open('wb') as file:
+      file.truncate(2**40)
+  with pytest.raises(ValueError, match=r'train-0.*at most \d+ bytes, found'):
+    worlds.read(world, sorted(tmp_path.glob('*.msg')))
+
+
 def test_messages_of_other_shapes_are_refused(world, tmp_path):
   """What the networks were not made for is refused before they see it."""
   client, state = world.clients['north'], world.states['north']

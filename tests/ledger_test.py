@@ -110,7 +110,11 @@ def test_a_new_epoch_starts_anew_and_the_old_one_is_over(path):
   assert counts.accept(0, 9) and counts.accept(1, 9)
   assert counts.reserve(1) == 1
   assert counts.accept(0, 10) is False
-  refuse('epoch: expected 1 or later, found 0; rotate', ledger.Ledger(path).reserve, 0)
+  refuse(
+    'epoch: expected 1 or later, found 0; rotate',
+    ledger.Ledger(path).reserve,
+    0,
+  )
 
 
 def test_nothing_is_accepted_that_is_not_written_down(path, monkeypatch):

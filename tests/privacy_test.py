@@ -264,6 +264,40 @@ def test_linking_below_chance_is_a_leak_too():
   assert found['sealed_holds'] is False
 
 
+@pytest.mark.parametrize('others, holds', [(13.8, True), (13.0, False)])
+def test_better_than_from_other_images_is_a_leak_below_the_mean_image(
+  others, holds
+):
+  found = {
+    name: {'value': value, 'gain': value - 21.0, 'gain_interval': None}
+    for name, value in (
+      ('none', 25.0),
+      ('klt', 25.0),
+      ('sealed', 13.9),
+      (exposure.OTHERS, others),
+    )
+  }
+  verdict = cells.verdict(found, tolerance=0.1, needed=0.9, slack=0.5)
+  assert verdict['sealed_holds'] is holds
+  assert verdict['over_others'] == pytest.approx(13.9 - others)
+
+
+def test_a_campaign_judges_linking_on_both_sides(patched):
+  """An AUC far below 0.5 links as well as one above."""
+  values = {'none': 1.0, 'klt': 1.0, 'sealed': 0.3}
+  linking = campaign.ATTACKS['linking']._replace(
+    run=lambda _, name: (cells.of_value(values[name], 0.5, n=9), None)
+  )
+  result = campaign.privacy(
+    None,
+    run_of(),
+    attacks={'linking': linking},
+    protections=tuple(values),
+    server_scales=(),
+  )
+  assert result['attacks']['linking']['sealed_holds'] is False
+
+
 def test_a_campaign_resumes_and_keeps_its_drawings(patched, tmp_path, capsys):
   some = {'known_plaintext_1': campaign.ATTACKS['known_plaintext_1']}
   options = {'attacks': some, 'protections': ('none', 'klt')}

@@ -12,7 +12,7 @@ import worlds
 
 from ppcmi_jax import channel as channel_lib
 from ppcmi_jax.keyring import epochs
-from ppcmi_jax.sealed import session
+from ppcmi_jax.sealed import session, vault
 
 Rejected = session.MessageRejected
 
@@ -224,16 +224,41 @@ def test_a_copied_contribution_is_refused_by_name(tmp_path):
     worlds.read(world, paths)
 
 
+def test_what_a_client_took_back_opens_no_more_after_rotation(tmp_path):
+  world = worlds.World('sealed', 'float32', tmp_path)
+  paths = worlds.write_contributions(world, tmp_path / 'messages', count=2)
+  worlds.read(world, paths)
+  kept = vault.Vault(tmp_path / 'kept', bytes(32))
+  old, new = (
+    [path for path in paths if path.match(f'north/train-{i}.*')] for i in (0, 1)
+  )
+  for side in ('clients', 'server'):
+    epochs.rotate(tmp_path / side / 'north.epoch')
+  after = reopened(world, tmp_path)
+  assert worlds.read(after, old)
+  kept.retain('north', [path.read_bytes() for path in new])
+  assert {path.parent.name for path in (tmp_path / 'kept').glob('*/*')} == {
+    *worlds.NAMES
+  }
+  assert worlds.read(after, new)
+  with pytest.raises(ValueError, match=r'train-0.*message rejected'):
+    worlds.read(after, old)
+
+
 def test_a_damaged_kept_key_is_named(tmp_path):
   world = worlds.World('sealed', 'float32', tmp_path)
   paths = worlds.write_contributions(world, tmp_path / 'messages', count=1)
   worlds.read(world, paths)
-  kept = sorted((tmp_path / 'kept').iterdir())
+  kept = sorted((tmp_path / 'kept').glob('*/*'))
   assert len(kept) == len(paths)
   assert {path.stat().st_mode & 0o777 for path in kept} == {0o600}
   kept[0].write_bytes(bytes(48))
-  with pytest.raises(ValueError, match=rf'{kept[0].name}: expected 48 bytes'):
+  with pytest.raises(
+    ValueError, match=rf'{kept[0].name}: expected 48 bytes'
+  ) as caught:
     worlds.read(world, paths)
+  # That the server lost a key is no fault of the contribution.
+  assert 'delete the file' not in str(caught.value)
 
 
 def test_a_client_without_a_key_here_is_told_to_enrol(world):

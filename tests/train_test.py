@@ -264,6 +264,10 @@ def test_new_autoencoders_mean_new_contributions(trained, script, tmp_path):
   assert 'client 2: its autoencoders have changed' in err
   new = (workdir / 'messages' / '2' / 'valid-000-000000.image.msg').read_bytes()
   assert new != old
+  # The server has forgotten what it kept of the old ones.
+  kept = workdir / 'secrets' / 'server' / 'kept' / '2'
+  messages = workdir / 'messages' / '2'
+  assert len([*kept.iterdir()]) == len([*messages.glob('*.msg')])
   steps = lambda folder: digests(folder)['mapping'][0]
   assert steps(workdir) == steps(trained[0])
 
@@ -453,6 +457,23 @@ def test_missing_key_is_refused(side, trained, data_dir, tmp_path):
     with pytest.raises(ValueError, match=rf'{side}/2\.epoch.*enrol'):
       call(config_of(data_dir), workdir)
   assert not key.exists()
+
+
+def test_a_lost_key_is_not_replaced_where_the_list_of_clients_is_lost_too(
+  trained, data_dir, tmp_path
+):
+  """Or client and server would hold different keys, and never know why."""
+  workdir = copy_without_checkpoints(trained[0], tmp_path / 'w')
+  (workdir / 'clients.json').unlink()
+  (workdir / 'secrets' / 'clients' / '2.epoch').unlink()
+  with pytest.raises(
+    ValueError, match=r'clients/2\.epoch.*found none; restore'
+  ):
+    collaboration.train(config_of(data_dir), workdir)
+  epochs.enrol(workdir / 'secrets' / 'clients', '2')
+  with pytest.raises(ValueError, match=r'2\.export.*the key that the server'):
+    collaboration.train(config_of(data_dir), workdir)
+  assert (workdir / 'secrets' / 'clients' / '2.export').exists()
 
 
 def test_wrong_key_is_refused(trained, data_dir, tmp_path):

@@ -195,9 +195,13 @@ def reason(found: Exception) -> str:
   return ' '.join(text.split())
 
 
-def error(name: str, expected: Any, found: Any, todo: str) -> ValueError:
+class KeyFault(ValueError):
+  """Something is wrong with our own keys or counters, not with a message."""
+
+
+def error(name: str, expected: Any, found: Any, todo: str) -> KeyFault:
   """Returns the error of one line: what, expected, found, what to do."""
-  return ValueError(f'{name}: expected {expected}, found {found}; {todo}')
+  return KeyFault(f'{name}: expected {expected}, found {found}; {todo}')
 
 
 def _write_temporary(folder, line):

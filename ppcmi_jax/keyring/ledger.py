@@ -2,11 +2,12 @@
 
 The sender's counters are reserved on disk before use, in blocks, so a crash
 skips some and repeats none; a block that others have left far behind, as they
-sent more, is dropped, or the receiver's window would have passed it. The receiver writes a counter down, synced, before
-it says yes, and keeps the largest and which of the WINDOW before it were seen
-(as in RFC 4303, section 3.4.3): a message that lags behind more is refused, and
-memory is bounded. Messages authenticate their counters, so these identify
-messages within an epoch.
+sent more, is dropped, or the receiver's window would have passed it. The
+receiver writes a counter down, synced, before it says yes, and keeps the
+largest and which of the WINDOW before it were seen (as in RFC 4303, section
+3.4.3): a message that lags behind more is refused, and memory is bounded.
+Messages authenticate their counters, so these identify messages within an
+epoch.
 
 A ledger restored from a backup, or made anew by importing a kept copy of an
 export again, has forgotten what it saw: rotate.
@@ -51,8 +52,8 @@ class _Counts(NamedTuple):
 class Ledger:
   """The counters of messages that one side sent to and saw of the other.
 
-  Several threads and processes may use one, forked ones too. The first message of a later epoch
-  starts both counts anew.
+  Several threads and processes may use one, forked ones too. The first message
+  of a later epoch starts both counts anew.
 
   Args:
     path: of the epoch key beside it.

@@ -12,7 +12,9 @@ A cell is what one attack reached against one protection, a dict:
   'note'      what else a reader has to know
 
 `verdict` compares the cells of one attack: what it says of `sealed` counts only
-where the same attack breaks `klt`.
+where the same attack breaks `klt`. An attacker who learns from noise may do far
+worse than one who sees nothing, so `sealed` is also held against messages of
+other images (`exposure.OTHERS`), from which there is nothing to learn.
 """
 
 import math
@@ -21,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from ppcmi_jax import intervals
+from ppcmi_jax import exposure, intervals
 
 Cell = dict[str, Any]
 
@@ -95,6 +97,7 @@ def verdict(
   tolerance: float,
   needed: float,
   two_sided: bool = False,
+  slack: float | None = None,
 ) -> dict[str, Any]:
   """Says whether an attack breaks the static transform, and the sealed one.
 
@@ -104,11 +107,14 @@ def verdict(
     needed: how much of the gain without protection the attack has to keep
       against 'klt' to count as breaking it.
     two_sided: whether a figure as far below the trivial level tells as much.
+    slack: how far above that of messages of other images the figure of sealed
+      may be, as two trainings of an attacker differ; None: the tolerance.
 
   Returns:
     'breaks_klt': 'yes', 'in part' (more than the tolerance by its interval, but
     less than is needed) or 'no'; 'kept', the share of the gain that klt leaves,
-    or None; 'sealed_holds': True, False or None; 'proof': whether the row says
+    or None; 'over_others': how far sealed is above messages of other images, or
+    None; 'sealed_holds': True, False or None; 'proof': whether the row says
     anything of sealed, which takes 'yes'.
   """
   gain = lambda name: cells.get(name, {}).get('gain')
@@ -121,12 +127,18 @@ def verdict(
       kept = klt / plain
     if low > tolerance and not math.isnan(low):
       breaks = 'yes' if kept is not None and kept >= needed else 'in part'
-  holds = None
+  size = abs if two_sided else float
+  holds = over = None
   if sealed is not None:
-    holds = bool((abs(sealed) if two_sided else sealed) <= tolerance)
+    holds = size(sealed) <= tolerance
+    others = cells.get(exposure.OTHERS, {}).get('value')
+    if others is not None:
+      over = cells['sealed']['value'] - others
+      holds &= size(over) <= (tolerance if slack is None else slack)
   return {
     'breaks_klt': breaks,
     'kept': kept,
+    'over_others': over,
     'sealed_holds': holds,
     'proof': breaks == 'yes' and holds is not None,
   }

@@ -7,7 +7,7 @@ Each is a function of a setting and a protection and returns a cell (`cells`);
 import jax
 import numpy as np
 
-from ppcmi_jax import learners
+from ppcmi_jax import exposure, learners
 from ppcmi_jax.attacks import (
   ciphertext_only,
   linking,
@@ -28,6 +28,7 @@ THREATS = {
   'klt': ('static',),
   'klt, fresh keys': ('permuted',),
   'sealed': linking.THREATS,
+  exposure.OTHERS: linking.THREATS,
 }
 
 
@@ -83,7 +84,7 @@ def seeds(setting, protection):
   if protection == 'none':
     finest = max(message, key=lambda name: message[name].shape[1])
     value, trivial = seed_search.tie_share(message[finest]), ranking.scores[0]
-  elif protection == 'sealed':
+  elif protection in ('sealed', exposure.OTHERS):
     value, trivial = ranking.scores[:2]
   else:
     value, trivial = ranking.scores[right][0], ranking.scores[~right].max()

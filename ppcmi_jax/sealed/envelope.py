@@ -26,8 +26,8 @@ Integers are little-endian; strings are ASCII, zero bytes fill the rest:
 
 Names are unique, of 1 to 16 of A-Z a-z 0-9 _, ranks 2 to 5, and all latents
 have one B. N = sum of 4 ceil(item bytes x elements / 4) + 8 B. The size
-depends on shapes and dtype alone: beside the latents 192 + 37 K, rounded up
-to eight, and 8 K B bytes; 328 for one image at three scales.
+depends on shapes and dtype alone: beside the latents 177 + 37 K, rounded up
+to eight, and 16 + 8 K B bytes; 328 for one image at three scales.
 
   >>> from ppcmi_jax.sealed import envelope
   >>> header = envelope.Header(

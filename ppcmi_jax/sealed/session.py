@@ -154,13 +154,14 @@ def make(
   def _contribution(data, header, party, expected, like):
     if kept is None:
       raise MessageRejected
-    key = kept.get(data)
+    key = kept.get(header.client, data)
     if key is not None:
       fixed = {'model_id': model_id, 'dtype': wire_dtype}
       return sealing.reopen(data, key, like=like, **expected, **fixed)
     key = party.key_of(header.epoch)
     opened = try_key(data, header, key, like, **expected)
-    kept.put(data, sealing.message_key(key.key, header))
+    message_key = sealing.message_key(key.key, header)
+    kept.put(header.client, data, message_key)
     party.follow(header.epoch)
     return opened
 

@@ -8,15 +8,16 @@ came. With the epoch key erased, who finds the message and this folder reads
 nothing without the storage secret, and who has the server's secrets reads what
 it contributed to, no query and no reply.
 
-    <folder>/<SHA-256 of the message, hex>.kept    mode 0600
+    <folder>/<client>/<SHA-256 of the message, hex>.kept    mode 0600
 
-Erase the file to forget a contribution for good.
+Erase a file to forget a contribution for good, a folder to forget a client's.
 """
 
 import contextlib
 import hashlib
 import os
 import pathlib
+from collections.abc import Iterable
 
 from cryptography import exceptions
 from cryptography.hazmat.primitives.ciphers import aead
@@ -39,21 +40,30 @@ class Vault:
   def __init__(self, folder: str | os.PathLike[str], secret: bytes):
     self._folder, self._secret = pathlib.Path(folder), secret
 
-  def put(self, message: bytes, key: bytes) -> None:
-    """Keeps the 32-byte key of a message; on disk when it returns."""
+  def put(self, client: str, message: bytes, key: bytes) -> None:
+    """Keeps the 32-byte key of a client's message; on disk when it returns."""
     digest = hashlib.sha256(message).digest()
     wrapped = self._cipher(digest).encrypt(_IV, key, digest)
     with contextlib.suppress(FileExistsError):
-      files.write_new(str(self._path(digest)), wrapped)
+      files.write_new(str(self._path(client, digest)), wrapped)
 
-  def get(self, message: bytes) -> bytes | None:
-    """Returns the key of a message, or None where none was kept.
+  def retain(self, client: str, messages: Iterable[bytes]) -> None:
+    """Forgets a client's messages but these, as it took the others back."""
+    names = {
+      f'{hashlib.sha256(message).hexdigest()}.kept' for message in messages
+    }
+    for path in (self._folder / client).glob('*.kept'):
+      if path.name not in names:
+        files.destroy(str(path))
+
+  def get(self, client: str, message: bytes) -> bytes | None:
+    """Returns the key of a client's message, or None where none was kept.
 
     Raises:
       ValueError: the file is damaged, or was wrapped with another secret.
     """
     digest = hashlib.sha256(message).digest()
-    path = self._path(digest)
+    path = self._path(client, digest)
     try:
       wrapped = path.read_bytes()
     except FileNotFoundError:
@@ -61,13 +71,15 @@ class Vault:
     try:
       return self._cipher(digest).decrypt(_IV, wrapped, digest)
     except exceptions.InvalidTag:
-      raise ValueError(
-        f'{path}: expected {_WRAPPED_BYTES} bytes wrapped with the storage '
-        f'key, found {len(wrapped)} others; restore it or the storage key'
+      raise files.error(
+        str(path),
+        f'{_WRAPPED_BYTES} bytes wrapped with the storage key',
+        f'{len(wrapped)} others',
+        'restore it or the storage key',
       ) from None
 
-  def _path(self, digest):
-    return self._folder / f'{digest.hex()}.kept'
+  def _path(self, client, digest):
+    return self._folder / client / f'{digest.hex()}.kept'
 
   def _cipher(self, digest):
     key = keyring.derive(self._secret, 'vault', salt=digest)
