@@ -36,7 +36,8 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
       for CPUs); 'official', what the official code does, defects included, at
       full size (for a GPU; see `python -m ppcmi_jax.conversion` for its
       checkpoints); 'privacy_sf', a stand-in for Privacy-SF (Chen et al. 2024,
-      no public code): 'published' without skips, transform and pooling; or
+      no public code): 'published' without skips, transform and pooling, and
+      with augmented contributions; or
       'unet', 'ghostnet', 'fatnet', privacy-agnostic baselines on pooled data.
   """
   config = ml_collections.ConfigDict()

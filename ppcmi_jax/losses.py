@@ -15,9 +15,9 @@ def official_reconstruction(*, logits: jax.Array, labels: jax.Array):
   """Returns 0.5 BCE + 0.5 Dice, as the official code trains autoencoders.
 
   Dice is taken per sample over all pixels and channels with eps 1e-6
-  (METHOD.md section 2). On grey values it is not smallest at a perfect
-  reconstruction, and on masks it barely notices a lost small class
-  (section 3); it is here for parity.
+  (the official code). On grey values it is not smallest at a perfect
+  reconstruction, and on masks it barely notices a lost small class;
+  it is here for parity.
 
   Args:
     logits: [B, H, W, C].
@@ -68,7 +68,7 @@ def latent_mse(
 ):
   """Returns the sum over scales of the mean squared error of latents.
 
-  The published mapping loss (METHOD.md section 2), in whatever units the
+  The published mapping loss (arXiv 2603.05541), in whatever units the
   latents have: those of the encoder, or standardised per channel.
 
   Args:

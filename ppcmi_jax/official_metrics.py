@@ -1,7 +1,7 @@
 """Scores as the official code defines them, defects included: for parity only.
 
 A number from here may stand beside a published one, never beside one of
-`metrics`. What METHOD.md section 3 tells of the official code is repeated:
+`metrics`. What the official code is known to do is repeated:
 
 * distances are in pixels, whatever the size of a pixel;
 * where one of two masks is empty the distance is infinite, and what is
@@ -9,9 +9,9 @@ A number from here may stand beside a published one, never beside one of
 * cases with an empty mask are left out before anything is scored, so that
   structures drawn where there are none cost nothing.
 
-Dice has the smoothing that section 2 gives for the training loss, (2 TP + eps)
-/ (2 TP + FP + FN + eps), so that two empty masks of a class agree (Dice 1).
-What METHOD.md does not tell is as in `metrics`: IoU, sensitivity and
+Dice has the smoothing of the training loss, (2 TP + eps) / (2 TP + FP + FN +
+eps), so that two empty masks of a class agree (Dice 1).
+What is not known of it is as in `metrics`: IoU, sensitivity and
 specificity without smoothing, pixels with a 4-neighbour outside as surface,
 the larger of two directed percentiles, a mean over both directions.
 

@@ -77,7 +77,7 @@ def image_reconstruction(
   augment: Mapping | None = None,
   segmentation_weight: float = 0.0,
 ) -> Task:
-  """Learns to reconstruct images (METHOD.md section 2, step 1).
+  """Learns to reconstruct images (arXiv 2603.05541, stage 1).
 
   Reconstruction alone spends the latents on speckle and noise; what tells a
   small structure from its surroundings is little of the error. With a
@@ -132,7 +132,7 @@ def mask_reconstruction(
   latent_noise: float = 0.0,
   latent_mixing: float = 0.0,
 ) -> Task:
-  """Learns to reconstruct masks (METHOD.md section 2, step 1).
+  """Learns to reconstruct masks (arXiv 2603.05541, stage 1).
 
   The server's answer is never exactly a mask's latent: trained on squared
   errors, it is near the mean of the latents that are possible. So the decoder
@@ -199,7 +199,7 @@ def mapping(
   mask_statistics: standardisation.Statistics | None = None,
   weigh: bool = False,
 ) -> Task:
-  """Learns to map image latents to mask latents (METHOD.md section 2, step 3).
+  """Learns to map image latents to mask latents (arXiv 2603.05541, stage 3).
 
   A batch holds 'image' and 'mask', latents {scale: [B, h, w, C]}, and 'client'
   [B] int32. With statistics, the network works on latents standardised per

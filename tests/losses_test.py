@@ -104,7 +104,7 @@ def test_the_image_loss_is_smallest_at_a_perfect_reconstruction():
 
 
 def test_the_official_loss_prefers_an_image_too_bright():
-  """The defect that METHOD.md section 3 names: outputs 31 % too bright."""
+  """A defect of the official loss: outputs 31 % too bright."""
   factors, logits, image = brightened()
   found = [
     float(JITTED['official_reconstruction'](x, image)[0]) for x in logits

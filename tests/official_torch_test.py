@@ -1,7 +1,7 @@
 """Tests of official/ against PyTorch itself, where it is installed.
 
 The modules below have the key names of the official ones and compute what
-METHOD.md section 2 says; strict loading is of them.
+the official code does; strict loading is of them.
 """
 
 import json

@@ -1,7 +1,7 @@
 """Ciphertext only: the static transform undone without a single pair.
 
 Threat. An eavesdropper, broker or storage sees N messages of one client, N
-from 1, and has no key. Two attackers (SECURITY, section 3):
+from 1, and has no key. Two attackers:
 
 - `channels` does not know the encoder either. Zeros after a ReLU make every
   channel a facet of the cloud of positions (`facets`), so channels come out

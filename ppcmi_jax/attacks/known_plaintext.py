@@ -7,10 +7,10 @@ common one) to have the latents of the images, and no key.
 
 Every position of a known image is an equation w_p = Q z_p + b, so that affine
 Procrustes gives Q and b as soon as K P positions span the C channels: one image
-for s3 and s4, five for b at the official size (SECURITY, section 3: relative
-error 1e-6). A permutation of positions hides which z_p belongs to w_p, but it
-is an isometry, too: each position is known by its distances to all others.
-Where K is too small, the directions that are still open stay at their mean.
+for s3 and s4, five for b at the official size (relative error 1e-6, measured).
+A permutation of positions hides which z_p belongs to w_p, but it is an
+isometry, too: each position is known by its distances to all others. Where K is
+too small, the directions that are still open stay at their mean.
 
 Positions that look alike in all known images, such as empty background, can't
 be told apart; only those stay unsorted.

@@ -1,16 +1,16 @@
 """Stitching: one paired image joins another client's latents to one's decoder.
 
-Threat. A client, or whoever stole its checkpoint, sees another client's
-latents or messages. Its own decoder makes nothing of them, as encoders trained
-apart agree on no basis, and the published test stops there (12 dB even without
-a transform). But with K >= 1 images of which it holds the other client's
-latents, it has its own encoder's latents of the same images, and a linear map
-between the two, per scale and position, stitches the one encoder to the other
-decoder (SECURITY, section 3: one image gives 22 dB; Bansal et al., arXiv
-2106.07682). A rotation and shift are linear and so are part of that map: the
-static transform changes nothing. Against permuted positions it first has to
-find the pairs of positions; distances between positions are alike under both
-encoders, only not equal, so that this takes more images.
+Threat. A client, or whoever stole its checkpoint, sees another client's latents
+or messages. Its own decoder makes nothing of them, as encoders trained apart
+agree on no basis, and the published test stops there (12 dB even without a
+transform). But with K >= 1 images of which it holds the other client's latents,
+it has its own encoder's latents of the same images, and a linear map between
+the two, per scale and position, stitches the one encoder to the other decoder
+(one image gave 22 dB; Bansal et al., arXiv 2106.07682). A rotation and shift
+are linear and so are part of that map: the static transform changes nothing.
+Against permuted positions it first has to find the pairs of positions;
+distances between positions are alike under both encoders, only not equal, so
+that this takes more images.
 
 Whether positions are mapped alone or with their neighbours, and the ridge that
 holds the map down, is chosen by cross-validation over blocks of positions. The

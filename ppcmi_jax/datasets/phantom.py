@@ -1,11 +1,10 @@
 """Serves seeded transperineal ultrasound phantoms with tfds.
 
-The PSFH / FH-PS-AOP images cannot be shipped (METHOD.md section 6), so tests
-and first experiments run on phantoms in their likeness: a convex probe looks
-at a pubic symphysis and at a fetal head whose skull reflects and shadows.
-Every phantom is a pure function of (seed, subject, visit, site), drawn by
-`phantom_rendering.render`. How far a network has to look is measured, not
-assumed: see `phantom_criteria`.
+The PSFH / FH-PS-AOP images cannot be shipped, so tests and first experiments
+run on phantoms in their likeness: a convex probe looks at a pubic symphysis and
+at a fetal head whose skull reflects and shadows. Every phantom is a pure
+function of (seed, subject, visit, site), drawn by `phantom_rendering.render`.
+How far a network has to look is measured, not assumed: see `phantom_criteria`.
 """
 
 import dataclasses

@@ -1,4 +1,5 @@
-"""The autoencoder of images and of masks, with three latents (METHOD.md 2).
+"""The autoencoder of images and of masks, with three latents
+(arXiv 2603.05541).
 
 An encoder halves the input five times; its last three stages are the latents
 of the method, a dict of names to arrays:
@@ -212,7 +213,7 @@ class Autoencoder(nn.Module):
   """Encoder and decoder of one client and one modality.
 
   Official sizes are the defaults: 877,859 parameters with 3 channels, 877,281
-  with 1 (METHOD.md section 2).
+  with 1.
 
   Where the variables hold a collection 'units', {scale: [C]}, latents are
   measured in them: `encode` multiplies each channel, `decode` divides.

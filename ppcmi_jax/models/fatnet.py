@@ -1,11 +1,11 @@
 """FAT-Net, a baseline of two encoders: convolutions and a transformer.
 
-"FAT-Net: Feature adaptive transformers for automated skin lesion
-segmentation", Wu et al., Medical Image Analysis 76, 2022 (METHOD.md section
-5). A ResNet-34 without its max pool (He et al., CVPR 2016) and, beside it, the
-blocks of a DeiT-tiny (Touvron et al., ICML 2021) see the image; their coarsest
-features are weighed channel by channel and decoded with the ResNet's finer
-ones, which feature adaptation modules (FAM) have gone over.
+"FAT-Net: Feature adaptive transformers for automated skin lesion segmentation",
+Wu et al., Medical Image Analysis 76, 2022. A ResNet-34 without its max pool (He
+et al., CVPR 2016) and, beside it, the blocks of a DeiT-tiny (Touvron et al.,
+ICML 2021) see the image; their coarsest features are weighed channel by channel
+and decoded with the ResNet's finer ones, which feature adaptation modules (FAM)
+have gone over.
 
 The published networks start from ImageNet weights. Here all weights are
 random: none are shipped or downloaded, so scores are lower than published ones

@@ -1,4 +1,4 @@
-"""Ghost U-Net, the baseline that the paper calls GhostNet (METHOD.md 5).
+"""Ghost U-Net, the baseline that arXiv 2603.05541 calls GhostNet.
 
 GhostNet (Han et al., CVPR 2020) observes that many feature maps of a network
 are near copies of others, and makes half of them cheaply from the other half.

@@ -1,6 +1,6 @@
 """The unified mapping network as published: three blind blocks, one a scale.
 
-It maps image latents to mask latents (METHOD.md section 2). Each block sees
+It maps image latents to mask latents (arXiv 2603.05541). Each block sees
 its own scale only; `fused.FusedMapping` lets the scales speak to each other.
 
 Latents are a dict {'s3', 's4', 'b'} of [B, H, W, C] arrays, in and out of the
@@ -46,7 +46,7 @@ class PyramidPooling(nn.Module):
     features: output channels; a branch has an eighth of the input's.
     pooling: 'pyramid' averages adaptively to 1, 3, 5 and 7 cells a side, as
       published; 'official' takes the global mean in all four branches, as
-      the official code does (METHOD.md section 3); 'none' returns the input
+      the official code does; 'none' returns the input
       as it is, for ablations, and needs as many features as that has.
     axis_name: pmap axis over which batch statistics are averaged, or None.
     dtype: what is computed in, such as bfloat16; None for that of the inputs.

@@ -1,6 +1,7 @@
 """U-Net, the privacy-agnostic baseline (Ronneberger et al., MICCAI 2015).
 
-Padded convolutions with BatchNorm, as METHOD.md section 5 describes it.
+Its Figure 1 at four levels, with padded convolutions and BatchNorm, which later
+implementations have and the paper has not.
 """
 
 from collections.abc import Callable
