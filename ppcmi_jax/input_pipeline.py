@@ -8,11 +8,13 @@ gives {client: {split: Examples}}. Axes: N examples, H height, W width, C
 channels, B batch.
 """
 
+import collections
 import contextlib
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from concurrent import futures
+from typing import Any, TypeVar
 
 import jax
 import numpy as np
@@ -23,6 +25,7 @@ from ppcmi_jax import datasets, images, processes
 from ppcmi_jax import examples as examples_lib
 
 Examples = examples_lib.Examples
+T = TypeVar('T')
 
 Window = tuple[float, float]
 
@@ -256,3 +259,29 @@ def batch_at(
   return jax.tree.map(
     lambda a: a.reshape(devices, len(slots) // devices, *a.shape[1:]), batch
   )
+
+
+def ahead(
+  call: Callable[[int], T], numbers: Iterable[int], *, depth: int = 2
+) -> Iterator[T]:
+  """Yields call(number) for each, made by a thread before it is asked for.
+
+  What a call raises is raised where its result would be; closing the iterator
+  ends the thread.
+
+  >>> list(ahead(lambda step: step**2, range(4)))
+  [0, 1, 4, 9]
+
+  Args:
+    call: such as `batch_at` of a step.
+    numbers: of the calls.
+    depth: how many results may wait.
+  """
+  with futures.ThreadPoolExecutor(max_workers=1) as pool:
+    waiting: collections.deque[futures.Future[T]] = collections.deque()
+    for number in numbers:
+      waiting.append(pool.submit(call, number))
+      if len(waiting) > depth:
+        yield waiting.popleft().result()
+    while waiting:
+      yield waiting.popleft().result()

@@ -172,8 +172,9 @@ class Trainer:
       seed: of initialisation, order and randomness; never of secrets.
       directory: of the task's checkpoints.
       title: for the progress bar and error messages.
-      log: called with {'task', 'step', 'loss', 'valid_loss', 'seconds'} at each
-        validation; seconds since the one before, or since the start.
+      log: called with {'task', 'step', 'loss', 'valid_loss', 'seconds',
+        'waited'} at each validation; seconds since the one before, or since the
+        start, and how many of them went by waiting for a batch.
       warn: called with a line for each damaged checkpoint.
       order: rows of `train` to draw from, with repeats; all once if None.
 
@@ -201,16 +202,32 @@ class Trainer:
       return self._init(init_key, sample) if state is None else state
 
     state = train_step.share(processes.first(begin), like)
-    losses, step, done = [], int(state.step), self.is_done(state)
-    with contextlib.closing(keeper) if keeper else contextlib.nullcontext(), \
-    tqdm.tqdm(
-      total=self._steps, initial=step, desc=title, unit='step',
-      mininterval=1.0, dynamic_ncols=True, disable=not processes.is_first(),
-    ) as bar:  # fmt: skip
-      while not done:
-        batch = input_pipeline.batch_at(
-          train, step, order=order, batch_size=self._batch_size, seed=seed
+    losses, step, done, waited = [], int(state.step), self.is_done(state), 0.0
+    batches = input_pipeline.ahead(
+      lambda step: input_pipeline.batch_at(
+        train, step, order=order, batch_size=self._batch_size, seed=seed
+      ),
+      range(step, self._steps),
+    )
+    with contextlib.ExitStack() as stack:
+      stack.enter_context(contextlib.closing(batches))
+      if keeper:
+        stack.enter_context(contextlib.closing(keeper))
+      bar = stack.enter_context(
+        tqdm.tqdm(
+          total=self._steps,
+          initial=step,
+          desc=title,
+          unit='step',
+          mininterval=1.0,
+          dynamic_ncols=True,
+          disable=not processes.is_first(),
         )
+      )
+      while not done:
+        start = time.monotonic()
+        batch = next(batches)
+        waited += time.monotonic() - start
         state, metrics = self._train_step(state, batch, step_key)
         processes.settle(metrics)
         losses.append(metrics['loss'])
@@ -222,8 +239,10 @@ class Trainer:
           state, row = self._validate(state, losses, valid, title, bar)
           losses, seconds = [], time.monotonic() - clock
           clock += seconds
+          row |= {'seconds': seconds, 'waited': waited}
+          waited = 0.0
           if processes.is_first():
-            log({'task': title, 'step': step, **row, 'seconds': seconds})
+            log({'task': title, 'step': step, **row})
           if keeper:
             keeper.save(step, state)
           done = self.is_done(state)

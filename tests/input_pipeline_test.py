@@ -2,6 +2,7 @@
 
 import collections
 import dataclasses
+import threading
 
 import hypothesis
 import jax
@@ -358,3 +359,26 @@ def test_damaged_data_are_reported_in_one_line(load, add, tmp_path):
   with pytest.raises(ValueError, match='delete its folder grey') as error:
     load('grey')
   assert '\n' not in str(error.value)
+
+
+def test_batches_are_made_before_they_are_asked_for():
+  made, second = [], threading.Event()
+
+  def make(step):
+    made.append(step)
+    if step == 1:
+      second.set()
+    return step
+
+  batches = input_pipeline.ahead(make, range(100))
+  assert next(batches) == 0
+  assert second.wait(timeout=60)  # without anybody having asked for it
+  batches.close()
+  assert len(made) <= 4  # it does not go on when nobody takes them
+
+
+def test_an_error_is_raised_where_its_batch_would_be():
+  batches = input_pipeline.ahead(lambda step: 1 // (step - 2), range(5))
+  assert [next(batches), next(batches)] == [-1, -1]
+  with pytest.raises(ZeroDivisionError):
+    next(batches)
