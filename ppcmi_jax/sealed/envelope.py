@@ -43,7 +43,7 @@ import math
 import re
 import struct
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -173,7 +173,7 @@ def check(header: Header) -> None:
   for name, pattern in (('client', _CLIENT), ('model_id', _MODEL_ID)):
     value = getattr(header, name)
     if not isinstance(value, str) or not pattern.fullmatch(value):
-      raise _error(name, f'text like {pattern.pattern}', _shown(value))
+      raise error(name, f'text like {pattern.pattern}', shown(value))
   for name, choices in (
     ('direction', DIRECTIONS),
     ('modality', MODALITIES),
@@ -181,31 +181,31 @@ def check(header: Header) -> None:
   ):
     value = getattr(header, name)
     if value not in choices:
-      raise _error(name, f'one of {", ".join(choices)}', _shown(value))
+      raise error(name, f'one of {", ".join(choices)}', shown(value))
   for name, low, bits in (('epoch', 0, 32), ('counter', 1, 64)):
     value = getattr(header, name)
     if type(value) is not int or not low <= value < 2**bits:
-      raise _error(name, f'{low} to 2^{bits} - 1', _shown(value))
+      raise error(name, f'{low} to 2^{bits} - 1', shown(value))
   for name, size in (('message_id', 16), ('nonce', NONCE_BYTES)):
     value = getattr(header, name)
     if not isinstance(value, bytes) or len(value) != size:
-      raise _error(name, f'{size} bytes', type(value).__name__)
+      raise error(name, f'{size} bytes', type(value).__name__)
   if not 1 <= len(header.shapes) <= MAX_LATENTS:
-    raise _error('shapes', f'1 to {MAX_LATENTS}', len(header.shapes))
+    raise error('shapes', f'1 to {MAX_LATENTS}', len(header.shapes))
   for name, shape in header.shapes.items():
     if not isinstance(name, str) or not _NAME.fullmatch(name):
-      raise _error('latent name', '1 to 16 of A-Z a-z 0-9 _', _shown(name))
+      raise error('latent name', '1 to 16 of A-Z a-z 0-9 _', shown(name))
     sizes = all(type(n) is int and 1 <= n <= MAX_MESSAGE_BYTES for n in shape)
     if not 2 <= len(shape) <= MAX_RANK or not sizes:
       expected = f'2 to {MAX_RANK} dimensions of at least 1'
-      raise _error(f'latent {name!r}', expected, _shown(shape))
+      raise error(f'latent {name!r}', expected, shown(shape))
   batches = sorted({shape[0] for shape in header.shapes.values()})
   if len(batches) > 1:
-    raise _error('shapes', 'one batch size for all', _shown(batches))
+    raise error('shapes', 'one batch size for all', shown(batches))
   size = message_bytes(header)
   if size > MAX_MESSAGE_BYTES:
     todo = 'send smaller batches'
-    raise _error('message', f'at most {MAX_MESSAGE_BYTES} bytes', size, todo)
+    raise error('message', f'at most {MAX_MESSAGE_BYTES} bytes', size, todo)
 
 
 def pack(header: Header) -> bytes:
@@ -267,10 +267,17 @@ def _text(padded):
   return padded.rstrip(b'\0').decode('ascii')
 
 
-def _shown(value):
+def shown(value: Any) -> str:
+  """Returns a value in at most 80 characters of ASCII."""
   text = ascii(sorted(value) if isinstance(value, Mapping) else value)
   return text if len(text) <= 80 else f'{text[:77]}...'
 
 
-def _error(name, expected, found, todo='correct it where the message is made'):
+def error(
+  name: str,
+  expected: Any,
+  found: Any,
+  todo: str = 'correct it where the message is made',
+) -> ValueError:
+  """Returns the error of one line: what, expected, found, what to do."""
   return ValueError(f'{name}: expected {expected}, found {found}; {todo}')

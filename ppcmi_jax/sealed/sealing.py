@@ -150,7 +150,9 @@ def seal(draft: Draft, masked: Mapping[str, Mapping[str, Any]]) -> bytes:
   """
   header = draft.header
   if not isinstance(masked, Mapping) or set(masked) != set(header.shapes):
-    raise _error('masked', f'latents {sorted(header.shapes)}', _shown(masked))
+    raise envelope.error(
+      'masked', f'latents {sorted(header.shapes)}', envelope.shown(masked)
+    )
   checked = {}
   for name, shape in header.shapes.items():
     entry = checked[name] = {
@@ -160,15 +162,19 @@ def seal(draft: Draft, masked: Mapping[str, Mapping[str, Any]]) -> bytes:
       array = entry.get(part, np.zeros(0))
       if array.dtype != dtype or array.shape != expected:
         found = f'{array.dtype} {list(array.shape)}'
-        raise _error(f'{name} {part}', f'{dtype} {list(expected)}', found)
+        raise envelope.error(
+          f'{name} {part}', f'{dtype} {list(expected)}', found
+        )
     if not np.isfinite(entry['numbers']).all():
       todo = 'check the model that made the latents, or send a wider dtype'
-      raise _error(f'latent {name!r}', 'numbers', 'NaN or infinity', todo)
+      raise envelope.error(
+        f'latent {name!r}', 'numbers', 'NaN or infinity', todo
+      )
   try:
     seal_key = draft.seal_key.pop()
   except IndexError:
     todo = 'draft another: two messages under one key reveal both'
-    raise _error('draft', 'an unused one', 'a used one', todo) from None
+    raise envelope.error('draft', 'an unused one', 'a used one', todo) from None
   associated = envelope.pack(header)
   plain = body.join(checked).astype('<u4', copy=False).tobytes()
   return associated + aead.AESGCM(seal_key).encrypt(_IV, plain, associated)
@@ -301,12 +307,3 @@ def _fits(shapes, like):
 def _draw_nonce():
   """Draws the nonce; tests alone replace it."""
   return os.urandom(NONCE_BYTES)
-
-
-def _shown(value):
-  text = ascii(sorted(value) if isinstance(value, Mapping) else value)
-  return text if len(text) <= 80 else f'{text[:77]}...'
-
-
-def _error(name, expected, found, todo='correct it where the message is made'):
-  return ValueError(f'{name}: expected {expected}, found {found}; {todo}')
