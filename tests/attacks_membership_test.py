@@ -95,6 +95,23 @@ def test_lira_is_the_ratio_of_gaussians(online, statistic):
     assert found[t, n] == pytest.approx(expected, rel=1e-6)
 
 
+def test_what_no_other_network_saw_is_expected_to_be_as_others_members():
+  losses, member, _ = synthetic(1.0, examples=6)
+  s, member = np.log(losses[:4]), member[:4]
+  member[:, 0] = [True, False, False, False]
+  mean, _ = membership._leave_one_out(s, member)
+  assert mean[0, 0] == pytest.approx(s[1:][member[1:]].mean())
+  assert mean[1, 0] == s[0, 0]
+
+
+@pytest.mark.parametrize('attack', [membership.lira, membership.rmia])
+def test_networks_without_others_are_refused(attack):
+  for member in (np.eye(4, 3) == 1, np.eye(4, 3) == 0):
+    member[1:] = member[3]  # all the other networks have the same rows
+    with pytest.raises(ValueError, match='network 0: no other'):
+      attack(np.ones((4, 3)), member)
+
+
 def test_rmia_is_the_share_of_others_that_are_beaten():
   losses, member, _ = synthetic(1.0, examples=30)
   found = membership.rmia(losses, member, gamma=1.5, temperature=2.0)

@@ -26,7 +26,7 @@ to scores [M, N], higher where membership is more likely:
 s is a statistic of the loss, nearly Gaussian: `log_loss` -log(loss) for
 regression, as the latents' squared errors, or `logit` log(p / (1 - p)) with p =
 exp(-loss) for cross-entropies. in and out are the networks other than t that
-saw x and that did not.
+saw x and that did not; where there are none, what they say of all examples.
 
 AUC 0.5 is chance. Judge by the true positive rate at small false positive
 rates; `evaluate` says where there are too few non-members to tell. Controls are
@@ -105,7 +105,8 @@ def lira(
 
   Raises:
     ValueError: shapes, fewer than 4 networks, negative or not finite losses, an
-      unknown statistic, an example that no other network left out.
+      unknown statistic, a network beside which no other has members, or
+      non-members.
   """
   losses, member = _check(losses, member)
   if statistic == 'log_loss':
@@ -311,12 +312,20 @@ def _leave_one_out(s, group):
   """Returns each entry's mean over the other networks in group, and a std.
 
   The mean is of the same example, [M, N]; where no other network is in the
-  group, that of all. The std pools the deviations of all examples.
+  group, that of all examples of the others. The std pools the deviations of
+  all examples.
   """
   count = group.sum(0) - group
+  sums = np.sum(s * group, axis=1)
+  others = group.sum() - group.sum(1)
+  if not others.all():
+    raise ValueError(
+      f'member: network {np.argmin(others)}: no other has a member, or a '
+      'non-member; draw them by `halves`'
+    )
+  overall = (sums.sum() - sums) / others
   total = np.sum(s * group, axis=0) - s * group
-  overall = np.mean(s[group])
-  mean = np.where(count > 0, total / np.maximum(count, 1), overall)
+  mean = np.where(count > 0, total / np.maximum(count, 1), overall[:, None])
   own = np.sum(s * group, axis=0) / np.maximum(group.sum(0), 1)
   squares = np.sum(np.square(s - own) * group)
   freedom = np.sum(np.maximum(group.sum(0) - 1, 0))
