@@ -19,14 +19,14 @@ to scores [M, N], higher where membership is more likely:
   -----------  --------------------------------------------  ----------------
   threshold    - loss                                        Yeom et al. 2018
   lira online  log N(s; in) - log N(s; out)                  arXiv 2112.03570
-  lira offline log Phi((s - mean out) / std out)             same, section V
   rmia         share of others z whose ratio of p(z | t)     arXiv 2312.03262
                to mean p(z) is below that of x / gamma
 
-s is a statistic of the loss, nearly Gaussian: `log_loss` -log(loss) for
-regression, as the latents' squared errors, or `logit` log(p / (1 - p)) with p =
-exp(-loss) for cross-entropies. in and out are the networks other than t that
-saw x and that did not; where there are none, what they say of all examples.
+s = -log(loss) is nearly Gaussian for losses that are means of many numbers:
+squared errors of latents, or cross-entropies of a mask's pixels. (The papers'
+logit and their temperature 1 are for the cross-entropy of one label, a
+probability.) in and out are the networks other than t that saw x and that did
+not; where there are none, what they say of all examples.
 
 AUC 0.5 is chance. Judge by the true positive rate at small false positive
 rates; `evaluate` says where there are too few non-members to tell. Controls are
@@ -43,7 +43,6 @@ memberships 0.5.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -82,13 +81,7 @@ def threshold(losses: ArrayLike, member: ArrayLike) -> np.ndarray:
   return -_check(losses, member)[0]
 
 
-def lira(
-  losses: ArrayLike,
-  member: ArrayLike,
-  *,
-  statistic: Literal['log_loss', 'logit'] = 'log_loss',
-  online: bool = True,
-) -> np.ndarray:
+def lira(losses: ArrayLike, member: ArrayLike) -> np.ndarray:
   """Scores by the likelihood ratio attack (arXiv 2112.03570, algorithm 1).
 
   The deviations of the Gaussians are pooled over examples, as the paper advises
@@ -97,33 +90,18 @@ def lira(
   Args:
     losses: float [M, N].
     member: bool [M, N].
-    statistic: of the loss, see the module's docstring.
-    online: whether shadow models that saw the example are used too.
 
   Returns:
     float64 [M, N].
 
   Raises:
-    ValueError: shapes, fewer than 4 networks, negative or not finite losses, an
-      unknown statistic, a network beside which no other has members, or
-      non-members.
+    ValueError: shapes, fewer than 4 networks, negative or not finite losses, a
+      network beside which no other has members, or non-members.
   """
   losses, member = _check(losses, member)
-  if statistic == 'log_loss':
-    s = -np.log(np.maximum(losses, _TINY))
-  elif statistic == 'logit':
-    s = -losses - np.log(np.maximum(-np.expm1(-losses), _TINY))
-  else:
-    raise ValueError(
-      f"statistic: expected 'log_loss' or 'logit', found {statistic!r}"
-    )
-  mean_out, std_out = _leave_one_out(s, ~member)
-  if not online:
-    return stats.norm.logcdf((s - mean_out) / std_out)
-  mean_in, std_in = _leave_one_out(s, member)
-  return stats.norm.logpdf(s, mean_in, std_in) - stats.norm.logpdf(
-    s, mean_out, std_out
-  )
+  s = -np.log(np.maximum(losses, _TINY))
+  inside, outside = (_leave_one_out(s, g) for g in (member, ~member))
+  return stats.norm.logpdf(s, *inside) - stats.norm.logpdf(s, *outside)
 
 
 def rmia(
@@ -132,8 +110,6 @@ def rmia(
   *,
   gamma: float = 1.0,
   temperature: float | None = None,
-  online: bool = True,
-  offline_a: float = 0.3,
 ) -> np.ndarray:
   """Scores by the robust membership inference attack (arXiv 2312.03262).
 
@@ -144,11 +120,7 @@ def rmia(
     losses: float [M, N].
     member: bool [M, N].
     gamma: by how much x has to beat z, at least 1 (the paper's gamma).
-    temperature: 1 for cross-entropies; by default the median loss, for losses
-      with a unit, such as squared errors.
-    online: whether shadow models that saw the example are used; if not, p(x) =
-      ((1 + a) p_out(x) + 1 - a) / 2 (the paper's equation 10).
-    offline_a: that a.
+    temperature: by default the median loss.
 
   Returns:
     float64 [M, N] in [0, 1].
@@ -160,11 +132,7 @@ def rmia(
   if temperature is None:
     temperature = max(np.median(losses), _TINY)
   log_p = -losses / temperature
-  p_out = _leave_one_out(np.exp(log_p), ~member)[0]
-  if online:
-    p = (p_out + _leave_one_out(np.exp(log_p), member)[0]) / 2
-  else:
-    p = ((1 + offline_a) * p_out + (1 - offline_a)) / 2
+  p = sum(_leave_one_out(np.exp(log_p), g)[0] for g in (member, ~member)) / 2
   ratio = log_p - np.log(np.maximum(p, _TINY))
   below = [
     np.searchsorted(np.sort(row), row - np.log(gamma), side='right')
@@ -173,13 +141,7 @@ def rmia(
   return np.stack(below) / losses.shape[1]
 
 
-ATTACKS = {
-  'threshold': threshold,
-  'lira_online': lira,
-  'lira_offline': lambda losses, member: lira(losses, member, online=False),
-  'rmia': rmia,
-  'rmia_offline': lambda losses, member: rmia(losses, member, online=False),
-}
+ATTACKS = {'threshold': threshold, 'lira_online': lira, 'rmia': rmia}
 
 
 def subject_means(values: ArrayLike, subject: ArrayLike) -> np.ndarray:

@@ -45,7 +45,6 @@ SMALL = {
   'mapping': {'width': 0.1},
   'fused_mapping': {'widths': (32, 48, 64)},
 }
-SHOWN = ('threshold', 'lira_online', 'rmia')
 
 
 class Contributions(NamedTuple):
@@ -296,11 +295,10 @@ def _attack(losses, member, subject):
   result = {}
   for name, values in losses.items():
     result[name] = {}
-    for attack in SHOWN:
+    for attack, function in attacks.ATTACKS.items():
       scores = attacks.evaluate(
-        attacks.ATTACKS[attack](values, member), member, subject=subject,
-        num_draws=300,
-      )  # fmt: skip
+        function(values, member), member, subject=subject, num_draws=300
+      )
       result[name][attack] = {
         key: value.tolist() if isinstance(value, np.ndarray) else value
         for key, value in scores.items()
