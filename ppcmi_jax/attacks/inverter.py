@@ -41,7 +41,6 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
-from ppcmi_jax import image_metrics
 from ppcmi_jax.attacks import dual_ridge, fitting, position_order
 from ppcmi_jax.models import layers
 
@@ -194,32 +193,6 @@ def fit(
     return np.clip(image, 0, 1)
 
   return Inverter(predict, prior, orders)
-
-
-def evaluate(
-  inverter: Inverter, observed: Mapping[str, np.ndarray], images: np.ndarray
-) -> dict[str, float]:
-  """Scores an inverter on messages that it was not trained on.
-
-  Args:
-    inverter: of `fit`.
-    observed: {scale: float32 [N, h, w, C]}.
-    images: float32 [N, H, W, C] in [0, 1], the truth.
-
-  Returns:
-    Means over images: 'psnr' (dB) and 'ssim' of the inverter's, and
-    'mean_image_psnr' and 'mean_image_ssim' of its prior, the baseline.
-  """
-  prior = np.broadcast_to(inverter.prior, images.shape)
-  guesses = {'': inverter.predict(observed), 'mean_image_': prior}
-  return {
-    prefix + name: float(np.mean(score(prediction=guess, truth=images)))
-    for prefix, guess in guesses.items()
-    for name, score in (
-      ('psnr', image_metrics.psnr),
-      ('ssim', image_metrics.ssim),
-    )
-  }
 
 
 def _linear(z, target, rng):
