@@ -164,6 +164,7 @@ def membership(result: Mapping[str, Any]) -> tables.Table:
               _interval(scores[name], scores[f'{name}_interval'])
               for name in ('tpr_at_0.01', 'tpr_at_0.001')
             ),
+            tables.number(scores.get('epsilon')),
             scores['num_members'],
             scores['num_non_members'],
           ]
@@ -174,10 +175,12 @@ def membership(result: Mapping[str, Any]) -> tables.Table:
     'Whether a case was in the training set of a mapping network, told from '
     'its loss.',
     ['network', 'loss', 'attack', 'AUC', 'TPR at 1 % FPR', 'TPR at 0.1 % FPR',
-     'members', 'others'],
+     'epsilon from', 'members', 'others'],
     rows,
     'Chance: AUC 0.5, TPR as the FPR. overfit must score high and shuffled '
-    '0.5, or the rest says nothing. No transform of latents bears on it.'
+    '0.5, or the rest says nothing. No transform of latents bears on it. '
+    'epsilon from: 95 % lower\nbound for a subject, audited at delta 0, of '
+    "these networks' training, without DP-SGD; needs the extra privacy."
     + ''.join(f'\n{line}' for line in lines if line),
   )  # fmt: skip
 

@@ -141,9 +141,12 @@ def test_auc_and_rates_against_their_definitions():
     )
     assert found[f'tpr_at_{rate}'] == pytest.approx(best)
   assert found['num_members'] == member.sum()
-  fpr, tpr = membership.roc(scores, member)
-  assert np.trapezoid(tpr, fpr) == pytest.approx(found['auc'])
-  assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
+  for rate, tpr in zip(membership.ROC_FPRS, found['roc'], strict=True):
+    assert tpr == max(
+      np.mean(inside >= t)
+      for t in (*scores.ravel(), np.inf)
+      if np.mean(outside >= t) <= rate
+    )
 
 
 def test_intervals_are_over_subjects_not_examples():
@@ -229,11 +232,16 @@ def test_an_overfitted_network_gives_its_members_away():
 
 def test_epsilon_bound_tells_leaks_from_none():
   pytest.importorskip('jax_privacy')
-  losses, member, _ = synthetic(0.0)
-  assert membership.epsilon_bound(-losses, member) < 0.2
-  losses, member, _ = synthetic(4.0)
+  losses, member, subject = synthetic(0.0)
+  bound = membership.epsilon_bound
+  assert bound(-losses, member, subject=subject) < 0.2
+  losses, member, subject = synthetic(4.0)
   scores = membership.lira(losses, member)
-  assert membership.epsilon_bound(scores, member) > 2
+  whole = bound(scores, member, subject=subject)
+  assert whole > 2
+  # Ten frames of each subject are no more subjects.
+  frames = [np.repeat(x, 10, axis=-1) for x in (scores, member, subject)]
+  assert bound(*frames[:2], subject=frames[2]) == pytest.approx(whole)
 
 
 @pytest.mark.parametrize(

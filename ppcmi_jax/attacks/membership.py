@@ -51,6 +51,8 @@ from scipy import stats
 from ppcmi_jax import intervals
 
 FPRS = (0.01, 0.001)
+# Of the ROC curve, for a logarithmic axis.
+ROC_FPRS = tuple(np.geomspace(1e-3, 1, 31).tolist())
 # False positives that must be possible at a rate for it to mean anything.
 _LEAST_FALSE_POSITIVES = 10
 _TINY = 1e-30
@@ -181,8 +183,9 @@ def evaluate(
   Returns:
     'auc', 'tpr_at_<fpr>' (the largest true positive rate of a threshold with at
     most that false positive rate), each with '<name>_interval', float [2], 95 %
-    over subjects for these networks; 'num_members' and 'num_non_members',
-    pooled; 'notes', a list of lines on what the numbers can't tell.
+    over subjects for these networks; 'roc', float [R], the same rates at each
+    of ROC_FPRS; 'num_members' and 'num_non_members', pooled; 'notes', a list of
+    lines on what the numbers can't tell.
   """
   scores, member = _check(scores, member, losses=False)
   subject = np.asarray(subject)
@@ -192,12 +195,17 @@ def evaluate(
   owner = np.broadcast_to(index, scores.shape).ravel()[order]
   last = np.append(flat[1:] != flat[:-1], True)  # of equal scores
 
-  def measure(weight):
+  def curve(weight):
     tp = np.append(0.0, np.cumsum(weight * is_member)[last])
     fp = np.append(0.0, np.cumsum(weight * ~is_member)[last])
-    tpr, fpr = tp / max(tp[-1], 1), fp / max(fp[-1], 1)
-    at = [tpr[np.searchsorted(fpr, rate, side='right') - 1] for rate in fprs]
-    return [np.trapezoid(tpr, fpr), *at]
+    return fp / max(fp[-1], 1), tp / max(tp[-1], 1)
+
+  def rates_at(fprs, fpr, tpr):
+    return tpr[np.searchsorted(fpr, fprs, side='right') - 1]
+
+  def measure(weight):
+    fpr, tpr = curve(weight)
+    return [np.trapezoid(tpr, fpr), *rates_at(fprs, fpr, tpr)]
 
   rng = np.random.default_rng(seed)
   draws = rng.multinomial(
@@ -205,11 +213,11 @@ def evaluate(
   )
   draws = np.array([measure(times[owner]) for times in draws])
   bounds = intervals.percentile_interval(draws)
-  count = int(np.sum(~member))
+  count, once = int(np.sum(~member)), np.ones(flat.shape)
   result, notes = {}, []
   for name, value, interval in zip(
     ('auc', *(f'tpr_at_{rate:g}' for rate in fprs)),
-    measure(np.ones(flat.shape)),
+    measure(once),
     bounds,
   ):
     result |= {name: float(value), f'{name}_interval': interval}
@@ -223,6 +231,7 @@ def evaluate(
   if len(scores) < 16:
     notes.append(f'{len(scores)} networks only; 16 are the least to publish')
   result |= {
+    'roc': rates_at(ROC_FPRS, *curve(once)),
     'num_members': member.size - count,
     'num_non_members': count,
     'notes': notes,
@@ -230,34 +239,27 @@ def evaluate(
   return result
 
 
-def roc(scores: ArrayLike, member: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-  """Returns false and true positive rates of all thresholds, both from 0 to 1.
-
-  Show them on log-log axes (arXiv 2112.03570, section III).
-  """
-  scores, member = _check(scores, member, losses=False)
-  order = np.argsort(-scores, axis=None, kind='stable')
-  flat, is_member = scores.ravel()[order], member.ravel()[order]
-  last = np.append(flat[1:] != flat[:-1], True)
-  tp = np.append(0, np.cumsum(is_member)[last])
-  fp = np.append(0, np.cumsum(~is_member)[last])
-  return fp / max(fp[-1], 1), tp / max(tp[-1], 1)
-
-
 def epsilon_bound(
   scores: ArrayLike,
   member: ArrayLike,
   *,
-  delta: float = 0.0,
+  subject: ArrayLike,
   significance: float = 0.05,
 ) -> float:
   """Returns a lower bound of the epsilon of the training, by jax_privacy.
 
-  Clopper-Pearson over all thresholds with Bonferroni's correction (Jagielski et
-  al., arXiv 2006.07709). The bound holds for independent scores; those of one
-  subject's frames, or of one subject under several networks, are not: give
-  scores of subjects (`subject_means`) of one target, [1, P], for a bound, and
-  read more as a diagnostic.
+  Clopper-Pearson over all thresholds (Jagielski et al., arXiv 2006.07709), of
+  the subjects, whose examples are no independent members, of each target; the
+  largest of the targets' bounds, with Bonferroni's correction for both.
+
+  Args:
+    scores: float [M, N] of one attack.
+    member: bool [M, N].
+    subject: [N], the name of each example's subject.
+    significance: the chance that the bound is too high.
+
+  Returns:
+    The epsilon of one subject's examples, at delta 0.
 
   Raises:
     ModuleNotFoundError: without the optional package jax-privacy.
@@ -266,8 +268,14 @@ def epsilon_bound(
   from jax_privacy import auditing  # optional, and slow to import
 
   scores, member = _check(scores, member, losses=False)
-  auditor = auditing.CanaryScoreAuditor(scores[member], scores[~member])
-  return float(auditor.epsilon_clopper_pearson(significance, delta))
+  member = subject_means(member, subject) > 0.5
+  bounds = [
+    auditing.CanaryScoreAuditor(
+      values[inside], values[~inside]
+    ).epsilon_clopper_pearson(significance / len(scores))
+    for values, inside in zip(subject_means(scores, subject), member)
+  ]
+  return float(max(bounds))
 
 
 def _leave_one_out(s, group):

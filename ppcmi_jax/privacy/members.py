@@ -82,7 +82,8 @@ def membership(
     overfit_steps: of each network of the positive control.
 
   Returns:
-    {'experiments': {experiment: {loss: {attack: as `attacks.evaluate`}}},
+    {'experiments': {experiment: {loss: {attack: as `attacks.evaluate`,
+    and 'epsilon', of `attacks.epsilon_bound`, None without its package}}},
     'num_models', 'num_cases', 'num_subjects', 'steps', 'notes'}; or 'why' where
     there are too few subjects. Plain JSON values.
   """
@@ -296,11 +297,20 @@ def _attack(losses, member, subject):
   for name, values in losses.items():
     result[name] = {}
     for attack, function in attacks.ATTACKS.items():
-      scores = attacks.evaluate(
-        function(values, member), member, subject=subject, num_draws=300
-      )
+      scores = function(values, member)
+      found = attacks.evaluate(scores, member, subject=subject, num_draws=300)
       result[name][attack] = {
-        key: value.tolist() if isinstance(value, np.ndarray) else value
-        for key, value in scores.items()
+        **{
+          key: value.tolist() if isinstance(value, np.ndarray) else value
+          for key, value in found.items()
+        },
+        'epsilon': _epsilon(scores, member, subject),
       }
   return result
+
+
+def _epsilon(scores, member, subject):
+  try:
+    return attacks.epsilon_bound(scores, member, subject=subject)
+  except ModuleNotFoundError:
+    return None
