@@ -128,6 +128,23 @@ def test_a_seed_decides_everything(images):
   assert guesses[0].min() >= 0 and guesses[0].max() <= 1
 
 
+def test_copies_of_one_image_are_held_out_together(images, monkeypatch):
+  """Training would not stop on copies of its own images."""
+  source = np.repeat(np.arange(10), 3)
+  observed = part(encode(images), source)
+  kept = []
+
+  def fit(loss, params, train, valid, **_):
+    kept[:] = ({z.tobytes() for z in x['z']['s3']} for x in (train, valid))
+    return params
+
+  monkeypatch.setattr(inverter.fitting, 'fit', fit)
+  inverter.fit(observed, images[source], source=source)
+  assert tuple(map(len, kept)) == (8, 2) and kept[0].isdisjoint(kept[1])
+  inverter.fit(observed, images[source])
+  assert not kept[0].isdisjoint(kept[1])
+
+
 def test_plain_latents_are_not_put_in_another_order(images):
   z = encode(images)['s3']
   order = position_order.recover(z[:COUNT], images[:COUNT])
@@ -141,6 +158,8 @@ def test_bad_input_is_refused(images):
     inverter.fit(observed, images, scales=('b',))
   with pytest.raises(ValueError, match='s3: expected'):
     inverter.fit(part(observed, slice(3)), images[:4], scales=('s3',))
+  with pytest.raises(ValueError, match=r'source: expected \[80\]'):
+    inverter.fit(observed, images, source=[1, 2])
 
 
 def test_ridge_predicts_left_out_rows_without_them():
