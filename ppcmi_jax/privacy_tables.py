@@ -22,7 +22,7 @@ _CLOSER = {
   (True, False): 'no proof',
   (False, False): 'broken',
 }
-_LOSSES = {'mask': 'decoded mask', 'all': 'all scales'}
+LOSSES = {'mask': 'decoded mask', 'all': 'all scales'}
 
 
 def build(results: Mapping[str, Any]) -> list[tables.Table]:
@@ -157,7 +157,7 @@ def membership(result: Mapping[str, Any]) -> tables.Table:
         rows.append(
           [
             experiment,
-            _LOSSES.get(loss, loss),
+            LOSSES.get(loss, loss),
             attack.replace('_', ' '),
             _interval(scores['auc'], scores['auc_interval']),
             *(

@@ -84,8 +84,8 @@ def membership(
   Returns:
     {'experiments': {experiment: {loss: {attack: as `attacks.evaluate`,
     and 'epsilon', of `attacks.epsilon_bound`, None without its package}}},
-    'num_models', 'num_cases', 'num_subjects', 'steps', 'notes'}; or 'why' where
-    there are too few subjects. Plain JSON values.
+    'roc_fprs', 'num_models', 'num_cases', 'num_subjects', 'steps', 'notes'}; or
+    'why' where there are too few subjects. Plain JSON values.
   """
   sent = _contributions(config, run)
   subject = sent.subject
@@ -139,6 +139,7 @@ def membership(
   return {
     **found,
     'experiments': {name: result[name] for name in order},
+    'roc_fprs': attacks.ROC_FPRS,
     'notes': [how, *sorted(notes)],
   }
 
