@@ -5,7 +5,6 @@ next is made. Axes: B batch.
 """
 
 import math
-import time
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -13,7 +12,7 @@ import jax
 import numpy as np
 
 from benchmarks import library_calls, timing
-from ppcmi_jax import tables
+from ppcmi_jax import profiling, tables
 
 
 class Cost(NamedTuple):
@@ -57,26 +56,18 @@ class Case(NamedTuple):
 
 def cost(function: Any, *args: Any) -> Cost:
   """Compiles a jitted or pmapped function; a call then needn't do it again."""
-  start = time.perf_counter()
-  lowered = function.lower(*args)
-  compiled = lowered.compile()
-  compile_s = time.perf_counter() - start
-  flops = (lowered.cost_analysis() or {}).get('flops', math.nan)
-  fused = (compiled.cost_analysis() or {}).get('bytes accessed', math.nan)
+  compiled, found = profiling.compile_and_ask(function, *args)
+  found['bytes'] += library_calls.num_bytes(compiled.as_text())
   memory = compiled.memory_analysis()
-  return Cost(
-    compile_s,
-    float(flops),
-    float(fused) + library_calls.num_bytes(compiled.as_text()),
-    math.nan
-    if memory is None
-    else float(
+  held = math.nan
+  if memory is not None:
+    held = float(
       memory.temp_size_in_bytes
       + memory.argument_size_in_bytes
       + memory.output_size_in_bytes
       - memory.alias_size_in_bytes
-    ),
-  )
+    )
+  return Cost(**found, memory=held)
 
 
 def jitted(

@@ -1,8 +1,9 @@
 """Evaluators: score a predict function on examples, {metric: value}.
 
-`EVALUATORS` lists them by name. An evaluator knows nothing of networks: what
-it scores is a function from a batch to a batch, so the same code scores this
-method, a baseline, or a constant. `examples` is anything with the attributes
+An evaluator knows nothing of networks: what it scores is a function from a
+batch to a batch (for `shape_prior` the training masks), so the same code scores
+this method, a baseline, or a constant. `examples` is anything with the
+attributes
 
 * image: uint8, or float32 in [0, 1], [N, H, W, C];
 * mask: uint8 [N, H, W], indices into `class_names` (background first);
@@ -197,16 +198,6 @@ def reconstruction(
   scores = _in_batches(score, np.asarray(examples.image), batch_size=batch_size)
   psnr_db, ssim = np.mean(scores, axis=0)
   return {'psnr_db': float(psnr_db), 'ssim': float(ssim), 'n': len(scores)}
-
-
-# The first argument is what is scored: a predict function, but for
-# shape_prior the training masks.
-EVALUATORS = {
-  'segmentation': segmentation,
-  'reconstruction': reconstruction,
-  'mask_reconstruction': mask_reconstruction,
-  'shape_prior': shape_prior,
-}
 
 
 def _in_batches(

@@ -120,6 +120,26 @@ def bootstrap_means(
   return means.reshape(num_draws, *values.shape[1:])
 
 
+def mean_of_columns(draws: ArrayLike, values: ArrayLike) -> np.ndarray:
+  """Averages each draw over the columns that some case defines.
+
+  A draw that lacks one of these is NaN: without it, it would be the mean of
+  something else.
+
+  Args:
+    draws: [D, K, ...], as `bootstrap_means` returns them.
+    values: [N, K, ...], what they are draws of.
+
+  Returns:
+    float64 [D, ...]; NaN where no case defines any column.
+  """
+  draws = np.asarray(draws, np.float64)
+  defined = ~np.all(np.isnan(values), axis=0)
+  sums = np.sum(draws, axis=1, where=defined)
+  means = np.full(sums.shape, np.nan)
+  return np.divide(sums, defined.sum(0), out=means, where=defined.any(0))
+
+
 def percentile_interval(
   draws: ArrayLike, *, level: float = LEVEL
 ) -> np.ndarray:

@@ -21,28 +21,38 @@ def cost(function: Callable[..., Any], *args: Any) -> dict[str, float]:
     *args: arrays, or ShapeDtypeStructs.
 
   Returns:
-    'flops' (multiplications and additions counted apart) of the program as it
-    was written, as some backends leave library calls out of a compiled one's;
-    'bytes' read and written by XLA's operations, and 'compile_s' of wall-clock
-    time.
+    As `compile_and_ask`.
   """
   cached = jax.config.jax_enable_compilation_cache
   jax.config.update('jax_enable_compilation_cache', False)
   try:
-    start = time.perf_counter()
     # A new function, as JAX remembers what it compiled of an old one.
-    fresh = jax.jit(lambda *args: function(*args))
-    lowered = fresh.lower(*args)
-    compiled = lowered.compile()
-    compile_s = time.perf_counter() - start
+    return compile_and_ask(jax.jit(lambda *args: function(*args)), *args)[1]
   finally:
     jax.config.update('jax_enable_compilation_cache', cached)
+
+
+def compile_and_ask(
+  function: Any, *args: Any
+) -> tuple[jax.stages.Compiled, dict[str, float]]:
+  """Compiles a jitted or pmapped function and asks XLA what a call costs.
+
+  Returns:
+    What was compiled, and 'compile_s' of wall-clock time, 'flops'
+    (multiplications and additions counted apart) of the program as it was
+    written, as some backends leave library calls out of a compiled one's, and
+    'bytes' read and written by XLA's operations.
+  """
+  start = time.perf_counter()
+  lowered = function.lower(*args)
+  compiled = lowered.compile()
+  compile_s = time.perf_counter() - start
   analysis = compiled.cost_analysis() or {}
   written = lowered.cost_analysis() or {}
-  return {
+  return compiled, {
+    'compile_s': compile_s,
     'flops': float(written.get('flops', np.nan)),
     'bytes': float(analysis.get('bytes accessed', np.nan)),
-    'compile_s': compile_s,
   }
 
 

@@ -7,7 +7,13 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from ppcmi_jax import evaluation, exposure, learners, report_tables
+from ppcmi_jax import (
+  evaluation,
+  exposure,
+  learners,
+  privacy_tables,
+  report_tables,
+)
 from ppcmi_jax import workdir as workdir_lib
 from ppcmi_jax.figures import (
   attacks,
@@ -15,6 +21,7 @@ from ppcmi_jax.figures import (
   latents,
   matrices,
   reconstructions,
+  roc,
   scores,
   segmentations,
 )
@@ -60,6 +67,8 @@ def draw(
     drawn += _matrices(results['cross_client'], folder)
   if 'privacy' in results:
     drawn += _attacks(config, run, results['privacy'], workdir.path)
+  if 'roc_fprs' in results.get('membership', {}):
+    drawn += _roc(results['membership'], folder)
   path = folder / 'training.png'
   # DP-SGD logs its time only.
   rows = [row for row in workdir.read_log() if 'loss' in row]
@@ -194,6 +203,20 @@ def _attacks(config, run, result, workdir) -> list[Figure]:
   ):
     return []
   text = 'What each attacker makes of one test image, by protection.'
+  return [Figure(path, 'Attacks', text, text)]
+
+
+def _roc(result, folder) -> list[Figure]:
+  path = folder / 'membership.png'
+  if not roc.draw_roc(
+    path,
+    result['experiments'],
+    fprs=result['roc_fprs'],
+    losses=privacy_tables.LOSSES,
+    title='How many members are told, at how many false alarms',
+  ):
+    return []
+  text = 'ROC curves of membership attacks, and of their controls.'
   return [Figure(path, 'Attacks', text, text)]
 
 

@@ -215,19 +215,8 @@ def _summaries(
   mean['n_subjects'] = count_subjects(
     np.isfinite(per_case[:, names.index('dice')])
   )
-  # A class that no case defines is in no mean; in a draw it must not drop out,
-  # which would change what is averaged.
-  of_classes = draws[:, columns]
-  nowhere = np.all(np.isnan(table[:, columns]), axis=0)
-  mean['ci95'] = ci95(
-    intervals.percentile_interval(
-      np.where(
-        np.any(np.isnan(of_classes) & ~nowhere, axis=1),
-        np.nan,
-        _mean_defined(of_classes, axis=1),
-      )
-    )
-  )
+  of_mean = intervals.mean_of_columns(draws[:, columns], table[:, columns])
+  mean['ci95'] = ci95(intervals.percentile_interval(of_mean))
   return {**result, 'mean': mean}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from ppcmi_jax import intervals, learners, tables
+from ppcmi_jax import intervals, learners, metrics, tables
 
 # What a hospital lets out, by kind of method.
 LEAVES = {
@@ -40,16 +40,16 @@ def build(
      'HD95', 'ASD', 'worst structure', 'parameters', 'GFLOP', 'ms', 'KiB sent',
      'steps x batch', 'minutes', 'leaves the hospital'],
     rows,
-    'Dice, HD95, ASD: mean over the structures, then over the clients, with a '
-    '95 % bootstrap interval over subjects\nwhere there are two or more of '
-    'each client; they say nothing of another training run. prior: Dice of the '
-    'best\nconstant mask. alone: Dice of what the image autoencoder tells '
-    'without the server. worst structure: lowest Dice of\na client and '
-    'structure. parameters, GFLOP: of a query. ms: median of a query of batch '
-    '1. KiB sent: of a query, one\nway. steps x batch: of the image and the '
-    'mask autoencoder of each client, and of the mapping network; or of the\n'
-    'baseline. minutes: of training, less what was copied from an earlier '
-    'variant.'
+    'Dice, HD95, ASD: mean over the structures, then over the clients that '
+    'have any, with a 95 % bootstrap interval over\nsubjects where there are '
+    'two or more of each client; they say nothing of another training run. '
+    'prior: Dice of the\nbest constant mask. alone: Dice of what the image '
+    'autoencoder tells without the server. worst structure: lowest Dice\nof a '
+    'client and structure. parameters, GFLOP: of a query. ms: median of a '
+    'query of batch 1. KiB sent: of a query,\none way. steps x batch: of the '
+    'image and the mask autoencoder of each client, and of the mapping '
+    'network; or of the\nbaseline. minutes: of training, less what was copied '
+    'from an earlier variant.'
     + any('epsilon' in results for results in done.values())
     * (
       '\nepsilon: of (epsilon, delta)-differential privacy for one training '
@@ -65,12 +65,15 @@ def _row(variant, config, results, names) -> list[Any]:
     for metric in ('dice', 'hd95_mm', 'asd_mm')
   }
   worst = min(
-    (scores['dice'], f'{label}, {client}')
-    for client, parts in segmentation.items()
-    for label, scores in parts['scores'].items()
-    if label not in ('foreground', 'mean')
-    and isinstance(scores, dict)
-    and scores.get('dice') is not None
+    (
+      (scores['dice'], f'{label}, {client}')
+      for client, parts in segmentation.items()
+      for label, scores in parts['scores'].items()
+      if label not in ('foreground', 'mean')
+      and isinstance(scores, dict)
+      and scores.get('dice') is not None
+    ),
+    default=None,
   )
   query = next(iter(results['query'].values()))
   costs = list(results['networks'].values())
@@ -87,7 +90,7 @@ def _row(variant, config, results, names) -> list[Any]:
     variant,
     means['dice'],
     *(
-      segmentation[name]['scores']['mean']['dice']
+      tables.number(segmentation[name]['scores']['mean']['dice'])
       if name in segmentation
       else math.nan
       for name in names
@@ -95,7 +98,7 @@ def _row(variant, config, results, names) -> list[Any]:
     *(_reference(segmentation, key) for key in ('shape_prior', 'alone')),
     means['hd95_mm'],
     means['asd_mm'],
-    f'{worst[0]:.3f} ({worst[1]})',
+    worst and f'{worst[0]:.3f} ({worst[1]})',
     f'{sum(cost["parameters"] for cost in costs):,}',
     f'{sum(cost["flops"] or 0 for cost in costs) / 1e9:.2f}',
     f'{query["latency"]["total"]["p50_ms"]:.1f}',
@@ -118,9 +121,13 @@ def _budget(config) -> str:
 
 def _reference(segmentation, key) -> float:
   """Returns the mean Dice over clients of what a score is seen beside."""
-  found = [parts[key] for parts in segmentation.values() if key in parts]
-  values = [scores['mean']['dice'] for scores in found]
-  return float(np.mean(values)) if values else math.nan
+  return metrics.mean_defined(
+    [
+      tables.number(parts[key]['mean']['dice'])
+      for parts in segmentation.values()
+      if key in parts
+    ]
+  )
 
 
 def _mean(segmentation: Mapping[str, Any], metric: str) -> tables.Interval:
@@ -128,6 +135,8 @@ def _mean(segmentation: Mapping[str, Any], metric: str) -> tables.Interval:
   values, draws = [], []
   for k, parts in enumerate(segmentation.values()):
     scores = parts['scores']
+    if scores['mean'][metric] is None:  # no structure to score
+      continue
     values.append(scores['mean'][metric])
     rows = scores['per_case']
     names = sorted({row['class'] for row in rows})
@@ -141,11 +150,11 @@ def _mean(segmentation: Mapping[str, Any], metric: str) -> tables.Interval:
     table = table[
       :, [scores[n]['n'] - scores[n]['n_spurious'] > 0 for n in names]
     ]
-    means = intervals.bootstrap_means(
+    of_classes = intervals.bootstrap_means(
       table, subject=np.array([subject[i] for i in cases]), seed=k
     )
-    draws.append(np.mean(means, axis=-1))
-  low, high = intervals.percentile_interval(
-    np.mean(draws, axis=0)[:, None], level=0.95
-  )[0]
+    draws.append(intervals.mean_of_columns(of_classes, table))
+  if not values:
+    return tables.Interval(math.nan, math.nan, math.nan)
+  low, high = intervals.percentile_interval(np.mean(draws, axis=0))
   return tables.Interval(float(np.mean(values)), float(low), float(high))

@@ -67,14 +67,10 @@ def test_shadow_models_help():
   assert auc['rmia'] > auc['threshold'] + 0.03
 
 
-@pytest.mark.parametrize('online', [True, False])
-@pytest.mark.parametrize('statistic', ['log_loss', 'logit'])
-def test_lira_is_the_ratio_of_gaussians(online, statistic):
+def test_lira_is_the_ratio_of_gaussians():
   losses, member, _ = synthetic(1.0, examples=40)
-  losses = losses / 10
-  p = np.exp(-losses)
-  s = -np.log(losses) if statistic == 'log_loss' else np.log(p / (1 - p))
-  found = membership.lira(losses, member, statistic=statistic, online=online)
+  s = -np.log(losses)
+  found = membership.lira(losses, member)
   stds = []
   for group in (~member, member):
     total = freedom = 0.0
@@ -87,12 +83,26 @@ def test_lira_is_the_ratio_of_gaussians(online, statistic):
     others = np.arange(NUM_MODELS) != t
     out = s[others & ~member[:, n], n].mean()
     inside = s[others & member[:, n], n].mean()
-    if online:
-      expected = stats.norm(inside, stds[1]).logpdf(s[t, n])
-      expected -= stats.norm(out, stds[0]).logpdf(s[t, n])
-    else:
-      expected = np.log(stats.norm(out, stds[0]).cdf(s[t, n]))
+    expected = stats.norm(inside, stds[1]).logpdf(s[t, n])
+    expected -= stats.norm(out, stds[0]).logpdf(s[t, n])
     assert found[t, n] == pytest.approx(expected, rel=1e-6)
+
+
+def test_what_no_other_network_saw_is_expected_to_be_as_others_members():
+  losses, member, _ = synthetic(1.0, examples=6)
+  s, member = np.log(losses[:4]), member[:4]
+  member[:, 0] = [True, False, False, False]
+  mean, _ = membership._leave_one_out(s, member)
+  assert mean[0, 0] == pytest.approx(s[1:][member[1:]].mean())
+  assert mean[1, 0] == s[0, 0]
+
+
+@pytest.mark.parametrize('attack', [membership.lira, membership.rmia])
+def test_networks_without_others_are_refused(attack):
+  for member in (np.eye(4, 3) == 1, np.eye(4, 3) == 0):
+    member[1:] = member[3]  # all the other networks have the same rows
+    with pytest.raises(ValueError, match='network 0: no other'):
+      attack(np.ones((4, 3)), member)
 
 
 def test_rmia_is_the_share_of_others_that_are_beaten():
@@ -131,9 +141,12 @@ def test_auc_and_rates_against_their_definitions():
     )
     assert found[f'tpr_at_{rate}'] == pytest.approx(best)
   assert found['num_members'] == member.sum()
-  fpr, tpr = membership.roc(scores, member)
-  assert np.trapezoid(tpr, fpr) == pytest.approx(found['auc'])
-  assert (fpr[0], tpr[0], fpr[-1], tpr[-1]) == (0, 0, 1, 1)
+  for rate, tpr in zip(membership.ROC_FPRS, found['roc'], strict=True):
+    assert tpr == max(
+      np.mean(inside >= t)
+      for t in (*scores.ravel(), np.inf)
+      if np.mean(outside >= t) <= rate
+    )
 
 
 def test_intervals_are_over_subjects_not_examples():
@@ -219,11 +232,16 @@ def test_an_overfitted_network_gives_its_members_away():
 
 def test_epsilon_bound_tells_leaks_from_none():
   pytest.importorskip('jax_privacy')
-  losses, member, _ = synthetic(0.0)
-  assert membership.epsilon_bound(-losses, member) < 0.2
-  losses, member, _ = synthetic(4.0)
+  losses, member, subject = synthetic(0.0)
+  bound = membership.epsilon_bound
+  assert bound(-losses, member, subject=subject) < 0.2
+  losses, member, subject = synthetic(4.0)
   scores = membership.lira(losses, member)
-  assert membership.epsilon_bound(scores, member) > 2
+  whole = bound(scores, member, subject=subject)
+  assert whole > 2
+  # Ten frames of each subject are no more subjects.
+  frames = [np.repeat(x, 10, axis=-1) for x in (scores, member, subject)]
+  assert bound(*frames[:2], subject=frames[2]) == pytest.approx(whole)
 
 
 @pytest.mark.parametrize(

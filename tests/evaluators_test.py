@@ -45,16 +45,6 @@ def constant(labels, calls=None):
   return predict
 
 
-def test_registry_lists_the_evaluators():
-  assert evaluators.EVALUATORS['segmentation'] is evaluators.segmentation
-  assert set(evaluators.EVALUATORS) == {
-    'segmentation',
-    'reconstruction',
-    'mask_reconstruction',
-    'shape_prior',
-  }
-
-
 @pytest.mark.parametrize('batch_size, expected', [(2, 2), (5, 5), (99, 5)])
 def test_every_batch_has_one_shape(batch_size, expected):
   examples, calls = make_examples(), []

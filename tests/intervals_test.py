@@ -155,3 +155,13 @@ def test_bad_arguments_are_refused(changes, message):
 def test_no_draws_are_refused():
   with pytest.raises(ValueError, match='draws'):
     intervals.percentile_interval(np.zeros((0, 3)))
+
+
+def test_the_mean_of_columns_is_always_of_the_same_ones():
+  nan = np.nan
+  values = [[1.0, nan, nan], [3.0, nan, 1.0]]
+  draws = [[1.0, nan, 1.0], [2.0, nan, 4.0], [1.0, nan, nan]]
+  found = intervals.mean_of_columns(draws, values)
+  np.testing.assert_array_equal(found, [1.0, 3.0, nan])
+  none = intervals.mean_of_columns(np.full((3, 2), nan), [[nan, nan]])
+  np.testing.assert_array_equal(none, [nan] * 3)

@@ -60,6 +60,8 @@ def test_all_experiments_losses_and_attacks(patch, monkeypatch, capsys):
   losses = found['experiments']['mapping']
   assert list(losses) == ['b', 's3', 's4', 'all', 'mask']
   scores = losses['all']['lira_online']
+  assert len(scores['roc']) == len(found['roc_fprs'])
+  assert scores['roc'][-1] == 1 and scores['epsilon'] in (0, None)
   assert 0 <= scores['auc'] <= 1 and len(scores['auc_interval']) == 2
   # A constant loss says nothing.
   assert losses['mask']['threshold']['auc'] == pytest.approx(0.5)

@@ -79,6 +79,7 @@ def test_all_are_rendered_in_all_forms():
     'tpr_at_0.01_interval': [0.0, 0.1],
     'tpr_at_0.001': 0.0,
     'tpr_at_0.001_interval': [0.0, 0.1],
+    'epsilon': None,
     'num_members': 8,
     'num_non_members': 8,
   }
@@ -95,6 +96,7 @@ def test_all_are_rendered_in_all_forms():
       assert render(table)
   assert '26.500 dB' in built[2].notes and len(built[2].rows) == 1
   assert row_of(built[3])['loss'] == 'decoded mask'
+  assert row_of(built[3])['epsilon from'] == '-'
   assert 'a lower bound' in built[3].notes
   assert privacy_tables.build({}) == []
 

@@ -125,6 +125,14 @@ def test_positions_are_put_in_order_for_outlines():
   assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.9
 
 
+def test_a_copy_knows_its_image():
+  rows = np.arange(KNOWN + TARGETS)
+  groups = {'others': rows[:2], 'own': rows[2:5], 'copies': rows[-4:]}
+  setting = make_setting()._replace(groups=groups)
+  assert setting.source[-4:].tolist() == [2, 3, 4, 2]
+  assert setting.source[:-4].tolist() == rows[:-4].tolist()
+
+
 def test_the_seed_of_a_message_stands_out():
   for name in ('klt', 'klt, fresh keys'):
     cell, _ = traces.seeds(make_setting(), name)

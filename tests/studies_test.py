@@ -3,12 +3,16 @@
 import json
 import math
 import re
+import types
 
+import numpy as np
 import pytest
 
 from configs import smoke, study
 from ppcmi_jax import (
   collaboration,
+  evaluation,
+  evaluators,
   studies,
   study_plans,
   study_tables,
@@ -124,6 +128,47 @@ def test_a_stopped_study_goes_on(tmp_path, monkeypatch, capsys):
   config.seed = 1
   with pytest.raises(ValueError, match='seed was 0, now 1'):
     run()
+
+
+def test_a_client_without_structures_is_in_no_mean(config):
+  truth = np.zeros((4, 8, 8), np.uint8)
+  truth[:, :4] = 1
+
+  def scores(mask):
+    subject = [f'p{i}' for i in range(len(mask))]
+    examples = types.SimpleNamespace(
+      image=mask[..., None] / 1, mask=mask, spacing_mm=np.ones((4, 2)),
+      subject=subject, site=subject, case=subject,
+    )  # fmt: skip
+    return {
+      name: evaluators.segmentation(
+        lambda image, by=by: np.uint8(image[..., 0] * by),
+        examples,
+        class_names=('background', 'organ'),
+      )
+      for name, by in (('scores', 1), ('alone', 0))
+    }
+
+  def row(**masks):
+    result = {
+      'segmentation': {k: scores(mask) for k, mask in masks.items()},
+      'networks': {},
+      'query': {'1': {'image_bytes': 0, 'latency': {'total': {'p50_ms': 1}}}},
+      'minutes': 0.0,
+    }
+    # As it is read back: what is undefined is None.
+    result = json.loads(json.dumps(evaluation._jsonable(result)))
+    table = study_tables.build('few', {'all': config}, {'all': result})
+    return dict(zip(table.headers, table.rows[0]))
+
+  full, none = row(a=truth), row(b=truth * 0)
+  both = row(a=truth, b=truth * 0)
+  for name in ('Dice', 'HD95', 'ASD', 'alone', 'worst structure'):
+    assert both[name] == full[name]
+  assert both['Dice'] == (1, 1, 1) and both['alone'] == 0
+  assert math.isnan(both['of b']) and tables.show(none['of b']) == '-'
+  for name in ('Dice', 'HD95', 'ASD', 'alone', 'worst structure'):
+    assert tables.show(none[name]) == '-', name
 
 
 def test_a_run_that_was_not_scored_to_the_end_is_not_done(config, tmp_path):

@@ -22,7 +22,7 @@ latents of P messages are alike where the P images are. And a ridge regression
 from all that is observed to all pixels, in its dual form of rank P, does not
 change under any constant orthogonal map, whatever it mixes. It, or one shared
 by all positions if that foretells better, comes first; the decoder learns what
-to add. Below five pairs, too few to train it, the regression is the attack.
+to add. Below five images, too few to train it, the regression is the attack.
 Sources: the inversion networks of Dosovitskiy and Brox (CVPR 2016); the
 likeness is CKA (Kornblith et al., ICML 2019).
 
@@ -40,12 +40,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from numpy.typing import ArrayLike
 
-from ppcmi_jax import image_metrics
 from ppcmi_jax.attacks import dual_ridge, fitting, position_order
 from ppcmi_jax.models import layers
 
-FEW_PAIRS = 5  # below, no decoder is trained
+FEW_PAIRS = 5  # of different images; below, no decoder is trained
 _ROWS = 8192  # positions at a time, to bound memory
 
 
@@ -100,20 +100,23 @@ def fit(
   *,
   scales: Sequence[str] | None = None,
   prior: np.ndarray | None = None,
+  source: ArrayLike | None = None,
   width: int = 64,
   seed: int = 0,
   **options,
 ) -> Inverter:
   """Trains an inverter on the attacker's pairs.
 
-  A fifth of the pairs is held out to stop training.
+  A fifth of the sources is held out to stop training.
 
   Args:
     observed: {scale: float32 [P, h, w, C]}, what crossed the wire.
     images: float32 [P, H, W, C] in [0, 1], what it carried.
     scales: those to use; all by default.
     prior: float32 [H, W, C], the mean of any images the attacker has; by
-      default that of `images`, or their mean grey below five pairs.
+      default that of `images`, or their mean grey below five sources.
+    source: int [P], of which image each pair is a copy; by default each of its
+      own.
     width: of the decoder.
     seed: of the held-out choice, the initialisation and the batches.
     **options: of `fitting.fit`.
@@ -133,16 +136,21 @@ def fit(
         f'{name}: expected [{count}, h, w, C] with sides that divide those of '
         f'the images, {height} x {columns}, found {list(z.shape)}'
       )
+  source = np.arange(count) if source is None else np.asarray(source)
+  if source.shape != (count,):
+    raise ValueError(f'source: expected [{count}], found {list(source.shape)}')
+  names, index = np.unique(source, return_inverse=True)
   if prior is None:
-    few = images.mean() if count < FEW_PAIRS else images.mean(0)
+    few = images.mean() if len(names) < FEW_PAIRS else images.mean(0)
     prior = np.broadcast_to(few, images.shape[1:])
   prior = np.asarray(prior, np.float32)
 
   rng = np.random.default_rng(seed)
-  rows = rng.permutation(count)
+  place = np.argsort(rng.permutation(len(names)))[index]
+  rows = np.argsort(place, kind='stable')
   train, valid = rows, rows[:0]
-  if count >= FEW_PAIRS:
-    train, valid = np.split(rows, [-(-4 * count // 5)])
+  if len(names) >= FEW_PAIRS:
+    train, valid = np.split(rows, [np.sum(place < -(-4 * len(names) // 5))])
 
   orders = {}
   for name, z in observed.items() if len(valid) else ():
@@ -194,32 +202,6 @@ def fit(
     return np.clip(image, 0, 1)
 
   return Inverter(predict, prior, orders)
-
-
-def evaluate(
-  inverter: Inverter, observed: Mapping[str, np.ndarray], images: np.ndarray
-) -> dict[str, float]:
-  """Scores an inverter on messages that it was not trained on.
-
-  Args:
-    inverter: of `fit`.
-    observed: {scale: float32 [N, h, w, C]}.
-    images: float32 [N, H, W, C] in [0, 1], the truth.
-
-  Returns:
-    Means over images: 'psnr' (dB) and 'ssim' of the inverter's, and
-    'mean_image_psnr' and 'mean_image_ssim' of its prior, the baseline.
-  """
-  prior = np.broadcast_to(inverter.prior, images.shape)
-  guesses = {'': inverter.predict(observed), 'mean_image_': prior}
-  return {
-    prefix + name: float(np.mean(score(prediction=guess, truth=images)))
-    for prefix, guess in guesses.items()
-    for name, score in (
-      ('psnr', image_metrics.psnr),
-      ('ssim', image_metrics.ssim),
-    )
-  }
 
 
 def _linear(z, target, rng):

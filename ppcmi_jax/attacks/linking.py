@@ -12,9 +12,7 @@ the strongest transform down:
 
 Rotation, permutation and shift are isometries, so that distances between
 positions, and what follows from them, survive (measured on phantoms: AUC 1.000
-static, 0.996 with fresh keys). The attacker weighs features by messages of its
-own `reference` patients, if it has some of the same kind: directions in which
-visits of one patient differ count less.
+static, 0.996 with fresh keys).
 
 Axes: N messages, P positions, F features.
 """
@@ -23,7 +21,6 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
-from numpy.typing import ArrayLike
 
 from ppcmi_jax import intervals
 from ppcmi_jax.attacks import alignment
@@ -31,7 +28,6 @@ from ppcmi_jax.attacks import alignment
 THREATS = ('static', 'rotated', 'permuted')
 _SIDE = 8  # positions are averaged to at most 8 x 8 for 'static' and 'rotated'
 _QUANTILES = 64
-_SHRINKAGE = 0.1
 
 
 class Link(NamedTuple):
@@ -82,32 +78,18 @@ def features(observed: alignment.Latents, *, threat: str) -> np.ndarray:
   return np.concatenate(columns, axis=1)
 
 
-def similarity(
-  messages: np.ndarray,
-  *,
-  reference: np.ndarray | None = None,
-  reference_subject: ArrayLike | None = None,
-) -> np.ndarray:
+def similarity(messages: np.ndarray) -> np.ndarray:
   """Returns the likeness of each pair of messages, float64 [N, N].
 
   Args:
     messages: float [N, F], of `features`.
-    reference: float [M, F], of the attacker's own patients, or None.
-    reference_subject: [M], their names; some must have several messages.
 
   Returns:
-    Minus the squared distance, in units of the spread of features, or of the
-    visits of one patient.
+    Minus the squared distance, in units of the spread of features.
   """
-  base = messages if reference is None else reference
-  mean, spread = base.mean(axis=0), base.std(axis=0)
+  mean, spread = messages.mean(axis=0), messages.std(axis=0)
   spread = np.where(spread > 1e-9 * (np.abs(mean) + 1), spread, np.inf)
-  x, base = (messages - mean) / spread, (base - mean) / spread
-  # Distances stay as they are in the span of the messages, which is smaller.
-  _, _, axes = np.linalg.svd(base, full_matrices=False)
-  x, base = x @ axes.T, base @ axes.T
-  if reference is not None:
-    x = x @ _visit_whitening(base, np.asarray(reference_subject))
+  x = (messages - mean) / spread
   norms = np.sum(x**2, axis=1)
   return 2 * x @ x.T - norms[:, None] - norms
 
@@ -193,19 +175,3 @@ def _distances(z, permuted):
       np.log(values[: min(z.shape) - 1] + 1e-6 * values[0] + 1e-30),
     ]
   )
-
-
-def _visit_whitening(x, subject):
-  """Returns the matrix that makes the visits of one subject a unit cloud."""
-  residual = x.copy()
-  for name in np.unique(subject):
-    residual[subject == name] -= x[subject == name].mean(axis=0)
-  if not np.any(residual):
-    raise ValueError(
-      'reference_subject: expected several messages a subject, found one; '
-      'leave the reference out'
-    )
-  within = residual.T @ residual / len(x)
-  floor = _SHRINKAGE * np.trace(within) / len(within)
-  values, vectors = np.linalg.eigh(within)
-  return vectors / np.sqrt(values + floor)

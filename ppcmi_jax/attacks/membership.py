@@ -19,14 +19,14 @@ to scores [M, N], higher where membership is more likely:
   -----------  --------------------------------------------  ----------------
   threshold    - loss                                        Yeom et al. 2018
   lira online  log N(s; in) - log N(s; out)                  arXiv 2112.03570
-  lira offline log Phi((s - mean out) / std out)             same, section V
   rmia         share of others z whose ratio of p(z | t)     arXiv 2312.03262
                to mean p(z) is below that of x / gamma
 
-s is a statistic of the loss, nearly Gaussian: `log_loss` -log(loss) for
-regression, as the latents' squared errors, or `logit` log(p / (1 - p)) with p =
-exp(-loss) for cross-entropies. in and out are the networks other than t that
-saw x and that did not.
+s = -log(loss) is nearly Gaussian for losses that are means of many numbers:
+squared errors of latents, or cross-entropies of a mask's pixels. (The papers'
+logit and their temperature 1 are for the cross-entropy of one label, a
+probability.) in and out are the networks other than t that saw x and that did
+not; where there are none, what they say of all examples.
 
 AUC 0.5 is chance. Judge by the true positive rate at small false positive
 rates; `evaluate` says where there are too few non-members to tell. Controls are
@@ -43,7 +43,6 @@ memberships 0.5.
 """
 
 from collections.abc import Sequence
-from typing import Literal
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -52,6 +51,8 @@ from scipy import stats
 from ppcmi_jax import intervals
 
 FPRS = (0.01, 0.001)
+# Of the ROC curve, for a logarithmic axis.
+ROC_FPRS = tuple(np.geomspace(1e-3, 1, 31).tolist())
 # False positives that must be possible at a rate for it to mean anything.
 _LEAST_FALSE_POSITIVES = 10
 _TINY = 1e-30
@@ -82,13 +83,7 @@ def threshold(losses: ArrayLike, member: ArrayLike) -> np.ndarray:
   return -_check(losses, member)[0]
 
 
-def lira(
-  losses: ArrayLike,
-  member: ArrayLike,
-  *,
-  statistic: Literal['log_loss', 'logit'] = 'log_loss',
-  online: bool = True,
-) -> np.ndarray:
+def lira(losses: ArrayLike, member: ArrayLike) -> np.ndarray:
   """Scores by the likelihood ratio attack (arXiv 2112.03570, algorithm 1).
 
   The deviations of the Gaussians are pooled over examples, as the paper advises
@@ -97,32 +92,18 @@ def lira(
   Args:
     losses: float [M, N].
     member: bool [M, N].
-    statistic: of the loss, see the module's docstring.
-    online: whether shadow models that saw the example are used too.
 
   Returns:
     float64 [M, N].
 
   Raises:
-    ValueError: shapes, fewer than 4 networks, negative or not finite losses, an
-      unknown statistic, an example that no other network left out.
+    ValueError: shapes, fewer than 4 networks, negative or not finite losses, a
+      network beside which no other has members, or non-members.
   """
   losses, member = _check(losses, member)
-  if statistic == 'log_loss':
-    s = -np.log(np.maximum(losses, _TINY))
-  elif statistic == 'logit':
-    s = -losses - np.log(np.maximum(-np.expm1(-losses), _TINY))
-  else:
-    raise ValueError(
-      f"statistic: expected 'log_loss' or 'logit', found {statistic!r}"
-    )
-  mean_out, std_out = _leave_one_out(s, ~member)
-  if not online:
-    return stats.norm.logcdf((s - mean_out) / std_out)
-  mean_in, std_in = _leave_one_out(s, member)
-  return stats.norm.logpdf(s, mean_in, std_in) - stats.norm.logpdf(
-    s, mean_out, std_out
-  )
+  s = -np.log(np.maximum(losses, _TINY))
+  inside, outside = (_leave_one_out(s, g) for g in (member, ~member))
+  return stats.norm.logpdf(s, *inside) - stats.norm.logpdf(s, *outside)
 
 
 def rmia(
@@ -131,8 +112,6 @@ def rmia(
   *,
   gamma: float = 1.0,
   temperature: float | None = None,
-  online: bool = True,
-  offline_a: float = 0.3,
 ) -> np.ndarray:
   """Scores by the robust membership inference attack (arXiv 2312.03262).
 
@@ -143,11 +122,7 @@ def rmia(
     losses: float [M, N].
     member: bool [M, N].
     gamma: by how much x has to beat z, at least 1 (the paper's gamma).
-    temperature: 1 for cross-entropies; by default the median loss, for losses
-      with a unit, such as squared errors.
-    online: whether shadow models that saw the example are used; if not, p(x) =
-      ((1 + a) p_out(x) + 1 - a) / 2 (the paper's equation 10).
-    offline_a: that a.
+    temperature: by default the median loss.
 
   Returns:
     float64 [M, N] in [0, 1].
@@ -159,11 +134,7 @@ def rmia(
   if temperature is None:
     temperature = max(np.median(losses), _TINY)
   log_p = -losses / temperature
-  p_out = _leave_one_out(np.exp(log_p), ~member)[0]
-  if online:
-    p = (p_out + _leave_one_out(np.exp(log_p), member)[0]) / 2
-  else:
-    p = ((1 + offline_a) * p_out + (1 - offline_a)) / 2
+  p = sum(_leave_one_out(np.exp(log_p), g)[0] for g in (member, ~member)) / 2
   ratio = log_p - np.log(np.maximum(p, _TINY))
   below = [
     np.searchsorted(np.sort(row), row - np.log(gamma), side='right')
@@ -172,13 +143,7 @@ def rmia(
   return np.stack(below) / losses.shape[1]
 
 
-ATTACKS = {
-  'threshold': threshold,
-  'lira_online': lira,
-  'lira_offline': lambda losses, member: lira(losses, member, online=False),
-  'rmia': rmia,
-  'rmia_offline': lambda losses, member: rmia(losses, member, online=False),
-}
+ATTACKS = {'threshold': threshold, 'lira_online': lira, 'rmia': rmia}
 
 
 def subject_means(values: ArrayLike, subject: ArrayLike) -> np.ndarray:
@@ -218,8 +183,9 @@ def evaluate(
   Returns:
     'auc', 'tpr_at_<fpr>' (the largest true positive rate of a threshold with at
     most that false positive rate), each with '<name>_interval', float [2], 95 %
-    over subjects for these networks; 'num_members' and 'num_non_members',
-    pooled; 'notes', a list of lines on what the numbers can't tell.
+    over subjects for these networks; 'roc', float [R], the same rates at each
+    of ROC_FPRS; 'num_members' and 'num_non_members', pooled; 'notes', a list of
+    lines on what the numbers can't tell.
   """
   scores, member = _check(scores, member, losses=False)
   subject = np.asarray(subject)
@@ -229,12 +195,17 @@ def evaluate(
   owner = np.broadcast_to(index, scores.shape).ravel()[order]
   last = np.append(flat[1:] != flat[:-1], True)  # of equal scores
 
-  def measure(weight):
+  def curve(weight):
     tp = np.append(0.0, np.cumsum(weight * is_member)[last])
     fp = np.append(0.0, np.cumsum(weight * ~is_member)[last])
-    tpr, fpr = tp / max(tp[-1], 1), fp / max(fp[-1], 1)
-    at = [tpr[np.searchsorted(fpr, rate, side='right') - 1] for rate in fprs]
-    return [np.trapezoid(tpr, fpr), *at]
+    return fp / max(fp[-1], 1), tp / max(tp[-1], 1)
+
+  def rates_at(fprs, fpr, tpr):
+    return tpr[np.searchsorted(fpr, fprs, side='right') - 1]
+
+  def measure(weight):
+    fpr, tpr = curve(weight)
+    return [np.trapezoid(tpr, fpr), *rates_at(fprs, fpr, tpr)]
 
   rng = np.random.default_rng(seed)
   draws = rng.multinomial(
@@ -242,11 +213,11 @@ def evaluate(
   )
   draws = np.array([measure(times[owner]) for times in draws])
   bounds = intervals.percentile_interval(draws)
-  count = int(np.sum(~member))
+  count, once = int(np.sum(~member)), np.ones(flat.shape)
   result, notes = {}, []
   for name, value, interval in zip(
     ('auc', *(f'tpr_at_{rate:g}' for rate in fprs)),
-    measure(np.ones(flat.shape)),
+    measure(once),
     bounds,
   ):
     result |= {name: float(value), f'{name}_interval': interval}
@@ -260,6 +231,7 @@ def evaluate(
   if len(scores) < 16:
     notes.append(f'{len(scores)} networks only; 16 are the least to publish')
   result |= {
+    'roc': rates_at(ROC_FPRS, *curve(once)),
     'num_members': member.size - count,
     'num_non_members': count,
     'notes': notes,
@@ -267,34 +239,27 @@ def evaluate(
   return result
 
 
-def roc(scores: ArrayLike, member: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-  """Returns false and true positive rates of all thresholds, both from 0 to 1.
-
-  Show them on log-log axes (arXiv 2112.03570, section III).
-  """
-  scores, member = _check(scores, member, losses=False)
-  order = np.argsort(-scores, axis=None, kind='stable')
-  flat, is_member = scores.ravel()[order], member.ravel()[order]
-  last = np.append(flat[1:] != flat[:-1], True)
-  tp = np.append(0, np.cumsum(is_member)[last])
-  fp = np.append(0, np.cumsum(~is_member)[last])
-  return fp / max(fp[-1], 1), tp / max(tp[-1], 1)
-
-
 def epsilon_bound(
   scores: ArrayLike,
   member: ArrayLike,
   *,
-  delta: float = 0.0,
+  subject: ArrayLike,
   significance: float = 0.05,
 ) -> float:
   """Returns a lower bound of the epsilon of the training, by jax_privacy.
 
-  Clopper-Pearson over all thresholds with Bonferroni's correction (Jagielski et
-  al., arXiv 2006.07709). The bound holds for independent scores; those of one
-  subject's frames, or of one subject under several networks, are not: give
-  scores of subjects (`subject_means`) of one target, [1, P], for a bound, and
-  read more as a diagnostic.
+  Clopper-Pearson over all thresholds (Jagielski et al., arXiv 2006.07709), of
+  the subjects, whose examples are no independent members, of each target; the
+  largest of the targets' bounds, with Bonferroni's correction for both.
+
+  Args:
+    scores: float [M, N] of one attack.
+    member: bool [M, N].
+    subject: [N], the name of each example's subject.
+    significance: the chance that the bound is too high.
+
+  Returns:
+    The epsilon of one subject's examples, at delta 0.
 
   Raises:
     ModuleNotFoundError: without the optional package jax-privacy.
@@ -303,20 +268,34 @@ def epsilon_bound(
   from jax_privacy import auditing  # optional, and slow to import
 
   scores, member = _check(scores, member, losses=False)
-  auditor = auditing.CanaryScoreAuditor(scores[member], scores[~member])
-  return float(auditor.epsilon_clopper_pearson(significance, delta))
+  member = subject_means(member, subject) > 0.5
+  bounds = [
+    auditing.CanaryScoreAuditor(
+      values[inside], values[~inside]
+    ).epsilon_clopper_pearson(significance / len(scores))
+    for values, inside in zip(subject_means(scores, subject), member)
+  ]
+  return float(max(bounds))
 
 
 def _leave_one_out(s, group):
   """Returns each entry's mean over the other networks in group, and a std.
 
   The mean is of the same example, [M, N]; where no other network is in the
-  group, that of all. The std pools the deviations of all examples.
+  group, that of all examples of the others. The std pools the deviations of
+  all examples.
   """
   count = group.sum(0) - group
+  sums = np.sum(s * group, axis=1)
+  others = group.sum() - group.sum(1)
+  if not others.all():
+    raise ValueError(
+      f'member: network {np.argmin(others)}: no other has a member, or a '
+      'non-member; draw them by `halves`'
+    )
+  overall = (sums.sum() - sums) / others
   total = np.sum(s * group, axis=0) - s * group
-  overall = np.mean(s[group])
-  mean = np.where(count > 0, total / np.maximum(count, 1), overall)
+  mean = np.where(count > 0, total / np.maximum(count, 1), overall[:, None])
   own = np.sum(s * group, axis=0) / np.maximum(group.sum(0), 1)
   squares = np.sum(np.square(s - own) * group)
   freedom = np.sum(np.maximum(group.sum(0) - 1, 0))

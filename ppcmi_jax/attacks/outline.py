@@ -185,32 +185,6 @@ def fit(
   return Outline(predict, prior)
 
 
-def evaluate(
-  outline: Outline, observed: Mapping[str, np.ndarray], masks: np.ndarray
-) -> dict[str, float]:
-  """Scores an attack on a victim's messages.
-
-  Args:
-    outline: of `fit`.
-    observed: {scale: float32 [N, h, w, C]}, messages of one client.
-    masks: uint8 [N, H, W], the truth; those without foreground don't count.
-
-  Returns:
-    Mean foreground Dice: 'dice' of the attack, 'prior_dice' of the prior mask,
-    'shuffled_dice' of the attack's answers to other messages (what it knows
-    without this one) and 'chance_dice' of calling everything foreground.
-  """
-  truth = np.asarray(masks) > 0
-  guess = outline.predict(observed)
-  everything = np.ones_like(truth)
-  return {
-    'dice': dice(guess, truth),
-    'prior_dice': dice(np.broadcast_to(outline.prior, truth.shape), truth),
-    'shuffled_dice': dice(np.roll(guess, 1, axis=0), truth),
-    'chance_dice': dice(everything, truth),
-  }
-
-
 def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
   """Returns the mean Dice of bool [N, H, W] where the truth is not empty."""
   some = truth.any((1, 2))

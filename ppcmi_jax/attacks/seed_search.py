@@ -13,7 +13,6 @@ need not come from the seed.
 Axes: S seeds, N messages, C channels.
 """
 
-from collections.abc import Callable
 from typing import NamedTuple
 
 import jax
@@ -102,38 +101,6 @@ def search(
 
   words = jnp.asarray(seeds.astype(np.uint32))
   run = jax.jit(lambda s: jax.lax.map(score, s, batch_size=batch_size))
-  return _rank(seeds, run(words))
-
-
-def search_rotations(
-  draw: Callable[[int], ArrayLike],
-  observed: ArrayLike,
-  seeds: ArrayLike,
-  *,
-  tolerance: float = 3e-3,
-) -> Ranking:
-  """Ranks seeds of any generator, NumPy's or PyTorch's, for one scale.
-
-  Args:
-    draw: seed -> Q [C, C], with w = Q z.
-    observed: float [N, h, w, C], messages of one secret.
-    seeds: int [S].
-    tolerance: of `tie_share`.
-
-  Returns:
-    The ranking.
-  """
-  flat = alignment.flatten(observed).astype(np.float32)
-  flat = jnp.asarray(flat.reshape(-1, flat.shape[-1]))
-  score = jax.jit(
-    lambda q: tie_share(jnp.dot(flat, q, precision='highest'), tolerance)
-  )
-  seeds = np.asarray(seeds, np.int64)
-  shares = [score(jnp.asarray(draw(int(s)), jnp.float32)) for s in seeds]
-  return _rank(seeds, np.asarray(shares))
-
-
-def _rank(seeds, scores):
-  scores = np.asarray(scores, np.float32)
+  scores = np.asarray(run(words), np.float32)
   order = np.argsort(-scores, kind='stable')
   return Ranking(seeds[order], scores[order])

@@ -9,6 +9,8 @@
   matrices         a score of every pair of clients
   scores           a score's distribution by structure and client
   curves           training and validation losses
+  attacks          what attackers draw of a case, by protection
+  roc              how well membership attacks tell members
 
 Drawn with `sheets` (a page in mm), `panels` (one picture) and `case_panels`.
 """

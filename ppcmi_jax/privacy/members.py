@@ -45,7 +45,6 @@ SMALL = {
   'mapping': {'width': 0.1},
   'fused_mapping': {'widths': (32, 48, 64)},
 }
-SHOWN = ('threshold', 'lira_online', 'rmia')
 
 
 class Contributions(NamedTuple):
@@ -83,9 +82,10 @@ def membership(
     overfit_steps: of each network of the positive control.
 
   Returns:
-    {'experiments': {experiment: {loss: {attack: as `attacks.evaluate`}}},
-    'num_models', 'num_cases', 'num_subjects', 'steps', 'notes'}; or 'why' where
-    there are too few subjects. Plain JSON values.
+    {'experiments': {experiment: {loss: {attack: as `attacks.evaluate`,
+    and 'epsilon', of `attacks.epsilon_bound`, None without its package}}},
+    'roc_fprs', 'num_models', 'num_cases', 'num_subjects', 'steps', 'notes'}; or
+    'why' where there are too few subjects. Plain JSON values.
   """
   sent = _contributions(config, run)
   subject = sent.subject
@@ -139,6 +139,7 @@ def membership(
   return {
     **found,
     'experiments': {name: result[name] for name in order},
+    'roc_fprs': attacks.ROC_FPRS,
     'notes': [how, *sorted(notes)],
   }
 
@@ -296,13 +297,21 @@ def _attack(losses, member, subject):
   result = {}
   for name, values in losses.items():
     result[name] = {}
-    for attack in SHOWN:
-      scores = attacks.evaluate(
-        attacks.ATTACKS[attack](values, member), member, subject=subject,
-        num_draws=300,
-      )  # fmt: skip
+    for attack, function in attacks.ATTACKS.items():
+      scores = function(values, member)
+      found = attacks.evaluate(scores, member, subject=subject, num_draws=300)
       result[name][attack] = {
-        key: value.tolist() if isinstance(value, np.ndarray) else value
-        for key, value in scores.items()
+        **{
+          key: value.tolist() if isinstance(value, np.ndarray) else value
+          for key, value in found.items()
+        },
+        'epsilon': _epsilon(scores, member, subject),
       }
   return result
+
+
+def _epsilon(scores, member, subject):
+  try:
+    return attacks.epsilon_bound(scores, member, subject=subject)
+  except ModuleNotFoundError:
+    return None

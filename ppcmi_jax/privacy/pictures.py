@@ -147,6 +147,7 @@ def learned(most: int, scales: tuple[str, ...] | None = None) -> Attack:
       setting.image[rows],
       scales=scales,
       prior=setting.prior,
+      source=setting.source[rows],
       width=32,
       steps=STEPS,
       batch_size=8,

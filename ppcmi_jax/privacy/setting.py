@@ -82,6 +82,14 @@ class Setting(NamedTuple):
     return np.concatenate(parts)[:MAX_KNOWN]
 
   @property
+  def source(self) -> np.ndarray:
+    """int [M], the row of which each is a copy, itself but for copies."""
+    source, copies = np.arange(len(self.image)), self.groups['copies']
+    # Dealt in turns of own, as by `build`.
+    source[copies] = np.resize(self.groups['own'], len(copies))
+    return source
+
+  @property
   def intercepted(self) -> np.ndarray:
     """Rows of which the attacker has the messages."""
     parts = [self.groups[name] for name in ('target', 'own', 'copies')]
