@@ -23,6 +23,7 @@ from ppcmi_jax import (
   profiling,
   workdir,
 )
+from ppcmi_jax import examples as examples_lib
 from ppcmi_jax.privacy import campaign, members
 
 Run = collaboration.Collaboration
@@ -90,7 +91,9 @@ def autoencoders(config: Any, run: Run) -> dict[str, Any]:
   num_classes, result = run.data.num_classes, {}
   for name, hospital in run.hospitals.items():
     test = run.data.hospitals[name]['test']
-    rebuilt = np.asarray(hospital.reconstruct_mask(test.mask))
+    rebuilt = examples_lib.map_batches(
+      hospital.reconstruct_mask, test.mask, evaluators.BATCH_SIZE
+    )
     # Of one-hot masks, a wrong pixel is wrong in two of the K channels.
     error = np.mean(rebuilt != test.mask) * 2 / num_classes
     result[name] = {

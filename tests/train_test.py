@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -485,6 +486,32 @@ def test_one_evaluation_leaves_the_others(trained, script):
   assert 'Segmentation of the test split' in out
   line = refused(script('eval.py', workdir, '--eval_names=speed'))
   assert 'expected some of segmentation, ' in line and "'speed'" in line
+
+
+def test_masks_go_through_the_autoencoders_in_batches():
+  """A test split of hundreds of cases does not fit a device at once."""
+  sizes = []
+
+  def rebuild(mask):
+    sizes.append(len(mask))
+    return mask ^ (np.arange(32) < 16)  # half of the pixels are wrong
+
+  test = types.SimpleNamespace(
+    image=np.zeros((19, 32, 32, 1), np.uint8),
+    mask=np.zeros((19, 32, 32), np.uint8),
+  )
+  run = types.SimpleNamespace(
+    data=types.SimpleNamespace(num_classes=2, hospitals={'1': {'test': test}}),
+    hospitals={
+      '1': types.SimpleNamespace(
+        reconstruct_mask=rebuild, reconstruct_image=lambda image: image
+      )
+    },
+  )
+  found = evaluation.autoencoders(None, run)['1']
+  assert sizes == [16, 16]
+  assert found['mask_psnr_db'] == pytest.approx(-10 * np.log10(0.5))
+  assert found['image']['n'] == 19
 
 
 def test_attacks_are_shown_in_the_report(
