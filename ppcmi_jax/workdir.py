@@ -3,10 +3,17 @@
 config.json               the configuration it was started with
 split.csv                 case, subject, site, split of every example
 metrics.jsonl             one JSON line a validation
-secrets/<client>.key      mode 0600 in a folder of mode 0700
+clients.json              whose keys must be there
+secrets/                  keys, mode 0600 in folders of mode 0700: `enrolment`
+  clients/  server/       sealed: of each side
+  <client>.key            klt, official: of a client and the server
 checkpoints/<task>/<step>
 messages/<client>/        what the client sent to the server
-eval/  report/            tables and pictures
+privacy_guarantee.json    what DP-SGD promises, where it trained
+eval/results.json         what was evaluated; tables.txt, as it was printed
+eval/privacy.json         what attackers reached, attack by attack
+eval/privacy_examples.npz what they drew of patients' images
+report/                   tables and pictures
 """
 
 import contextlib
