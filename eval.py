@@ -33,4 +33,6 @@ def evaluate(config: Any, path: str) -> None:
 
 
 if __name__ == '__main__':
+  flags.declare_key_flag('config')
+  flags.declare_key_flag('workdir')
   command.run(evaluate)

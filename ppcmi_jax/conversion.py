@@ -257,4 +257,6 @@ def _convert(config: Any, path: str) -> None:
 
 
 if __name__ == '__main__':
+  flags.declare_key_flag('config')
+  flags.declare_key_flag('workdir')
   command.run(_convert)

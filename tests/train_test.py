@@ -359,6 +359,27 @@ def test_unknown_method_is_one_line(script, tmp_path):
   assert "'resnet'" in line and 'ppcmi_sf' in line
 
 
+def test_help_names_the_flags(environment):
+  commands = {
+    'train.py': ('config', 'workdir', 'coordinator_address'),
+    'eval.py': ('config', 'workdir', 'eval_names', 'study'),
+    '-m ppcmi_jax.conversion': ('config', 'workdir', 'read', 'write'),
+  }
+  processes = [
+    subprocess.Popen(
+      [sys.executable, *command.split(), '--help'],
+      cwd=ROOT,
+      env=environment,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for command in commands
+  ]
+  for process, names in zip(processes, commands.values(), strict=True):
+    found = process.communicate(timeout=600)[0]
+    assert [name for name in names if f'  --{name}:' not in found] == []
+
+
 def test_unknown_field_is_one_line(script, tmp_path):
   assert 'nonsense' in refused(
     script('train.py', tmp_path / 'w', '--config.nonsense=1')
