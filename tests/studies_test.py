@@ -45,6 +45,13 @@ def test_the_client_study_needs_names(config):
     study_plans.clients(get_config, config)
 
 
+@pytest.mark.parametrize('name', ['ablation', 'noise'])
+def test_a_baseline_has_no_parts_to_vary(name):
+  base = smoke.get_config('unet')
+  with pytest.raises(ValueError, match=f"method: .*{name}.* found 'unet'"):
+    study_plans.STUDIES[name](get_config, base)
+
+
 def test_an_unknown_study_is_refused(config, tmp_path):
   with pytest.raises(ValueError, match='study: expected one of comparison'):
     studies.run('all', get_config, config, tmp_path)
