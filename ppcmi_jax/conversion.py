@@ -31,6 +31,7 @@ from ppcmi_jax import (
 from ppcmi_jax import (
   collaboration,
   command,
+  config_checks,
   enrolment,
   hospital_data,
   key_store,
@@ -59,7 +60,7 @@ _MAPPING = 'umn.pt'
 
 def check(config: Any) -> None:
   """Raises ValueError unless the official code has a configuration's parts."""
-  learners.check(config)
+  config_checks.check(config)
   todo = 'take a configuration as configs/phantom.py:official'
   for field, allowed in FIDELITY.items():
     if config[field] not in allowed:

@@ -26,6 +26,7 @@ import numpy as np
 from ppcmi_jax import (
   client,
   collaboration,
+  config_checks,
   evaluation,
   learners,
   study_plans,
@@ -81,7 +82,7 @@ def run(
   root = pathlib.Path(path).absolute()
   variants = study_plans.STUDIES[name](get_config, base)
   for variant in variants:
-    learners.check(variant.config)
+    config_checks.check(variant.config)
   _print_plan(name, variants, root)
   done: dict[str, Any] = {}
   spent: list[float] = []

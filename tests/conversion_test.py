@@ -8,9 +8,9 @@ import pytest
 from configs import smoke
 from ppcmi_jax import (
   collaboration,
+  config_checks,
   conversion,
   keyring,
-  learners,
   official,
   wire,
 )
@@ -257,7 +257,7 @@ def test_what_the_official_code_cannot_do_is_named(
 ):
   config = config.copy_and_resolve_references()
   config[field] = value
-  learners.check(config)
+  config_checks.check(config)
   for convert in (conversion.read_folder, conversion.write_folder):
     with pytest.raises(ValueError, match=rf'^{field}.*expected'):
       convert(config, tmp_path / 'w', tmp_path)
