@@ -219,6 +219,28 @@ ON_DEMAND: Mapping[str, Callable[[Any, Run, Any], dict[str, Any]]] = {
 PRIVATE_ONLY = ('autoencoders', 'wire', 'cross_client', *ON_DEMAND)
 
 
+def choose(config: Any, names: Sequence[str] | None) -> list[str]:
+  """Returns the evaluations to run of a method, as `evaluate` takes them.
+
+  Raises:
+    ValueError: an unknown evaluation, or one that the method has not.
+  """
+  private = config.method not in learners.BASELINES
+  known = [
+    name
+    for name in (*EVALUATIONS, *ON_DEMAND)
+    if private or name not in PRIVATE_ONLY
+  ]
+  if names is None:
+    return [name for name in known if name not in ON_DEMAND]
+  for name in names:
+    if name not in known:
+      raise ValueError(
+        f'eval_names: expected some of {", ".join(known)}, found {name!r}'
+      )
+  return list(names)
+
+
 def evaluate(
   config: Any,
   path: str | pathlib.Path,
@@ -239,21 +261,9 @@ def evaluate(
     ran on}), as eval/results.json holds it; what is undefined is None.
 
   Raises:
-    ValueError: an unknown evaluation, or one that the method has not.
+    ValueError: as `choose`.
   """
-  private = bool(run.hospitals)
-  known = [
-    name
-    for name in (*EVALUATIONS, *ON_DEMAND)
-    if private or name not in PRIVATE_ONLY
-  ]
-  if names is None:
-    names = [name for name in known if name not in ON_DEMAND]
-  for name in names:
-    if name not in known:
-      raise ValueError(
-        f'eval_names: expected some of {", ".join(known)}, found {name!r}'
-      )
+  names = choose(config, names)
   folder = workdir.Workdir(path, config.to_dict(), create=False)
   file = folder.path / 'eval' / RESULTS
   results = {'method': config.method, 'environment': {}}

@@ -545,6 +545,13 @@ def test_one_evaluation_leaves_the_others(trained, script):
   assert 'expected some of segmentation, ' in line and "'speed'" in line
 
 
+@pytest.mark.parametrize('method, name', [('', 'speed'), ('unet', 'wire')])
+def test_evaluations_are_known_before_the_run_is_read(tmp_path, method, name):
+  config = smoke.get_config(method or 'ppcmi_sf')
+  with pytest.raises(ValueError, match=f"eval_names: .*found '{name}'"):
+    report.evaluate(config, tmp_path / 'none', [name])
+
+
 def test_masks_go_through_the_autoencoders_in_batches():
   """A test split of hundreds of cases does not fit a device at once."""
   sizes = []
