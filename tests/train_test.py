@@ -19,8 +19,10 @@ import pytest
 from configs import smoke
 from ppcmi_jax import (
   collaboration,
+  command,
   evaluation,
   keyring,
+  processes,
   report,
   server_training,
 )
@@ -351,13 +353,38 @@ def test_int8_needs_the_mixing_of_sealed(data_dir, tmp_path):
 
 def test_unknown_config_is_one_line(script, tmp_path):
   line = refused(script('eval.py', tmp_path / 'w', config='configs/none.py'))
-  assert 'configs/none.py' in line
+  assert "found no 'configs/none.py' in" in line
+
+
+@pytest.mark.parametrize(
+  'text, expected',
+  [
+    ('a = 1 / 0', ', line 1: ZeroDivisionError: division by zero'),
+    ('def get_config(:', ', line 1: invalid syntax'),
+    ('def get_config():\n  int("x")', ', line 2: invalid literal'),
+    ('def get_config():\n  pass', ': expected get_config to return a Config'),
+    ('', ": AttributeError: module 'config' has no attribute 'get_config'"),
+    (
+      'from configs import smoke\nsmoke.get_config("unett")',
+      ', line 2: method: expected one of ppcmi_sf, published, .*unett',
+    ),
+  ],
+)
+def test_a_broken_config_is_one_line(tmp_path, monkeypatch, text, expected):
+  def leave(why):
+    raise SystemExit(why)
+
+  monkeypatch.setattr(processes, 'leave', leave)
+  path = tmp_path / 'mine.py'
+  path.write_text(text)
+  with pytest.raises(SystemExit, match=f'^{path}{expected}'):
+    command._fail_if_unreadable(str(path))
 
 
 def test_unknown_method_is_one_line(script, tmp_path):
   process = script('train.py', tmp_path / 'w', config='configs/smoke.py:resnet')
   line = refused(process)
-  assert "'resnet'" in line and 'ppcmi_sf' in line
+  assert "'resnet'" in line and 'ppcmi_sf, published' in line
 
 
 def test_help_names_the_flags(environment):
@@ -382,8 +409,10 @@ def test_help_names_the_flags(environment):
 
 
 def test_unknown_field_is_one_line(script, tmp_path):
-  assert 'nonsense' in refused(
-    script('train.py', tmp_path / 'w', '--config.nonsense=1')
+  line = refused(script('train.py', tmp_path / 'w', '--config.mapping_stepz=1'))
+  assert "no field 'mapping_stepz'" in line
+  assert line.endswith(
+    'Did you mean "mapping_steps" instead of "mapping_stepz"?'
   )
 
 
