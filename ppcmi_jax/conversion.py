@@ -98,6 +98,12 @@ def read_folder(
   path = pathlib.Path(path).absolute()
   if path.exists():
     raise ValueError(f'workdir {path}: is there already; choose another')
+  folder = pathlib.Path(folder)
+  if not folder.is_dir():  # before a whole data set is prepared
+    raise ValueError(
+      f'{folder}: expected a folder of official checkpoints, found none; name '
+      'it with --read=FOLDER'
+    )
   staged = path.with_name(path.name + '.partial')
   shutil.rmtree(staged, ignore_errors=True)
   try:
@@ -111,7 +117,7 @@ def read_folder(
 def _fill(config, workdir, folder):
   data = hospital_data.load(config, workdir)
   names = list(data.hospitals)
-  files = _list_files(pathlib.Path(folder), names)
+  files = _list_files(folder, names)
   autoencoders = learners.autoencoders(
     config, channels=data.channels, num_classes=data.num_classes
   )
