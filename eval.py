@@ -28,9 +28,16 @@ def evaluate(config: Any, path: str) -> None:
   """Evaluates what the flags say."""
   if _STUDY.value is None:
     report.evaluate(config, path, _NAMES.value)
+  elif _NAMES.value is not None:
+    raise ValueError(
+      f'eval_names: expected none with --study={_STUDY.value}, which has its '
+      f'own, found {",".join(_NAMES.value)}; leave one of the flags out'
+    )
   else:
     studies.run(_STUDY.value, command.get_config, config, path)
 
 
 if __name__ == '__main__':
+  flags.declare_key_flag('config')
+  flags.declare_key_flag('workdir')
   command.run(evaluate)

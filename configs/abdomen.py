@@ -25,6 +25,7 @@ FULL_BASELINES = {
   'ghostnet': {'width': 64},
   'fatnet': {'width': 64, 'transformer_dim': 192, 'transformer_layers': 12},
 }
+METHODS = ('ppcmi_sf', 'published', 'official', 'privacy_sf', *SMALL_BASELINES)
 
 
 def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
@@ -40,6 +41,10 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
       with augmented contributions; or
       'unet', 'ghostnet', 'fatnet', privacy-agnostic baselines on pooled data.
   """
+  if method not in METHODS:
+    raise ValueError(
+      f'method: expected one of {", ".join(METHODS)}, found {method!r}'
+    )
   config = ml_collections.ConfigDict()
   published = method in ('published', 'official', 'privacy_sf')
   config.method = 'ppcmi_sf' if published else method

@@ -20,6 +20,7 @@ from ppcmi_jax import (
   client as client_lib,
 )
 from ppcmi_jax import (
+  config_checks,
   contributions,
   enrolment,
   hospital_data,
@@ -92,7 +93,7 @@ def train(config: Any, path: str | pathlib.Path) -> None:
     ValueError: bad configuration, data, workdir or keys.
     FloatingPointError: a loss became NaN or infinite.
   """
-  learners.check(config)
+  config_checks.check(config)
   workdir = processes.in_turn(
     lambda: workdir_lib.Workdir(path, config.to_dict())
   )
@@ -193,7 +194,7 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
       whole checkpoint, a missing or wrong key file, or DP-SGD's promise
       missing or damaged.
   """
-  learners.check(config)
+  config_checks.check(config)
   workdir = workdir_lib.Workdir(path, config.to_dict(), create=False)
   data = hospital_data.load(config, workdir)
   names = list(data.hospitals)

@@ -4,12 +4,13 @@ import importlib.util
 import os
 import pathlib
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import jax
 from absl import app, flags, logging
-from ml_collections import config_flags
+from ml_collections import config_dict, config_flags
 
 from ppcmi_jax import processes
 
@@ -54,10 +55,7 @@ def get_config(method: str) -> Any:
   Fields that flags override are overridden where that method has them.
   """
   path = config_flags.get_config_filename(flags.FLAGS['config'])
-  spec = importlib.util.spec_from_file_location('config', path)
-  module = importlib.util.module_from_spec(spec)
-  spec.loader.exec_module(module)
-  config = module.get_config(method)
+  config = _load(path).get_config(method)
   overrides = config_flags.get_override_values(flags.FLAGS['config'])
   config.update_from_flattened_dict(
     {
@@ -79,7 +77,7 @@ def run(
   one line on stderr and exit code 2; what was computed stays.
   """
   jax.config.config_with_absl()
-  if not any(flag.lstrip('-').split('=')[0] == 'config' for flag in sys.argv):
+  if not _named_config(sys.argv):
     # A default of the flag itself would be read, and might fail, on import.
     sys.argv.insert(1, f'--config={DEFAULT}')
   app.run(lambda _: _run(call, several_processes), flags_parser=_parse)
@@ -118,16 +116,75 @@ def _join(several_processes: bool) -> None:
 def _parse(argv: Sequence[str]) -> list[str]:
   try:
     rest = flags.FLAGS(argv)
-  except (AttributeError, KeyError) as error:
-    field = str(error).strip('\'"')
-    _fail(f'the configuration has no field {field!r}, which a flag names')
+    _CONFIG.value.lock()  # a file that is missing is missed on use only
   except Exception as error:  # a configuration file may raise anything
+    _fail_if_unreadable(_named_config(argv))
+    if isinstance(error, (AttributeError, KeyError)):
+      while isinstance(error.args[0], Exception):
+        error = error.args[0]
+      field, _, hint = str(error.args[0]).partition('\n')
+      field = field.strip("'")
+      _fail(
+        f'the configuration has no field {field!r}, which a flag names. {hint}'
+      )
     _fail(error)
   if len(rest) > 1:
     _fail(
       f'unexpected argument {rest[1]!r}; options are --config and --workdir'
     )
   return rest
+
+
+def _named_config(argv: Sequence[str]) -> str:
+  """Returns what --config names, FILE or FILE:METHOD; '' if it is not given."""
+  for flag, following in zip(argv, [*argv[1:], '']):
+    name, equals, value = flag.partition('=')
+    if name in ('-config', '--config'):
+      return value if equals else following
+  return ''
+
+
+def _fail_if_unreadable(named: str) -> None:
+  """Says what is wrong with a configuration file, and where, if something is.
+
+  What absl says of it has neither the line nor, mostly, the file.
+  """
+  name, _, method = named.partition(':')
+  path = pathlib.Path(name).absolute()
+  if not path.is_file():
+    _fail(
+      f'--config: expected a configuration file, found no {name!r} in '
+      f'{os.getcwd()}; name one that is there, or start in the folder that '
+      'holds configs/'
+    )
+  try:
+    config = _load(path).get_config(*[method] if method else [])
+  except SyntaxError as error:
+    _fail(f'{error.filename}, line {error.lineno}: {error.msg}')
+  except Exception as error:
+    kind = '' if isinstance(error, ValueError) else f'{type(error).__name__}: '
+    _fail(f'{_place(error, path)}: {kind}{error}')
+  if not isinstance(config, config_dict.ConfigDict):
+    _fail(
+      f'{path}: expected get_config to return a ConfigDict, found {config!r}'
+    )
+
+
+def _place(error: Exception, path: pathlib.Path) -> str:
+  """Returns the last line that raised it of a file, or of one beside it."""
+  found = str(path)
+  for step in traceback.extract_tb(error.__traceback__):
+    if pathlib.Path(step.filename).parent == path.parent:
+      found = f'{step.filename}, line {step.lineno}'
+  return found
+
+
+def _load(path: str | os.PathLike) -> Any:
+  """Returns the module of a configuration file."""
+  spec = importlib.util.spec_from_file_location('config', path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
 
 
 def _keep_compiled() -> None:

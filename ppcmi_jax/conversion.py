@@ -31,6 +31,7 @@ from ppcmi_jax import (
 from ppcmi_jax import (
   collaboration,
   command,
+  config_checks,
   enrolment,
   hospital_data,
   key_store,
@@ -59,7 +60,7 @@ _MAPPING = 'umn.pt'
 
 def check(config: Any) -> None:
   """Raises ValueError unless the official code has a configuration's parts."""
-  learners.check(config)
+  config_checks.check(config)
   todo = 'take a configuration as configs/phantom.py:official'
   for field, allowed in FIDELITY.items():
     if config[field] not in allowed:
@@ -97,6 +98,12 @@ def read_folder(
   path = pathlib.Path(path).absolute()
   if path.exists():
     raise ValueError(f'workdir {path}: is there already; choose another')
+  folder = pathlib.Path(folder)
+  if not folder.is_dir():  # before a whole data set is prepared
+    raise ValueError(
+      f'{folder}: expected a folder of official checkpoints, found none; name '
+      'it with --read=FOLDER'
+    )
   staged = path.with_name(path.name + '.partial')
   shutil.rmtree(staged, ignore_errors=True)
   try:
@@ -110,7 +117,7 @@ def read_folder(
 def _fill(config, workdir, folder):
   data = hospital_data.load(config, workdir)
   names = list(data.hospitals)
-  files = _list_files(pathlib.Path(folder), names)
+  files = _list_files(folder, names)
   autoencoders = learners.autoencoders(
     config, channels=data.channels, num_classes=data.num_classes
   )
@@ -257,4 +264,6 @@ def _convert(config: Any, path: str) -> None:
 
 
 if __name__ == '__main__':
+  flags.declare_key_flag('config')
+  flags.declare_key_flag('workdir')
   command.run(_convert)

@@ -23,6 +23,7 @@ from ppcmi_jax import (
   profiling,
   workdir,
 )
+from ppcmi_jax import examples as examples_lib
 from ppcmi_jax.privacy import campaign, members
 
 Run = collaboration.Collaboration
@@ -90,7 +91,9 @@ def autoencoders(config: Any, run: Run) -> dict[str, Any]:
   num_classes, result = run.data.num_classes, {}
   for name, hospital in run.hospitals.items():
     test = run.data.hospitals[name]['test']
-    rebuilt = np.asarray(hospital.reconstruct_mask(test.mask))
+    rebuilt = examples_lib.map_batches(
+      hospital.reconstruct_mask, test.mask, evaluators.BATCH_SIZE
+    )
     # Of one-hot masks, a wrong pixel is wrong in two of the K channels.
     error = np.mean(rebuilt != test.mask) * 2 / num_classes
     result[name] = {
@@ -216,6 +219,28 @@ ON_DEMAND: Mapping[str, Callable[[Any, Run, Any], dict[str, Any]]] = {
 PRIVATE_ONLY = ('autoencoders', 'wire', 'cross_client', *ON_DEMAND)
 
 
+def choose(config: Any, names: Sequence[str] | None) -> list[str]:
+  """Returns the evaluations to run of a method, as `evaluate` takes them.
+
+  Raises:
+    ValueError: an unknown evaluation, or one that the method has not.
+  """
+  private = config.method not in learners.BASELINES
+  known = [
+    name
+    for name in (*EVALUATIONS, *ON_DEMAND)
+    if private or name not in PRIVATE_ONLY
+  ]
+  if names is None:
+    return [name for name in known if name not in ON_DEMAND]
+  for name in names:
+    if name not in known:
+      raise ValueError(
+        f'eval_names: expected some of {", ".join(known)}, found {name!r}'
+      )
+  return list(names)
+
+
 def evaluate(
   config: Any,
   path: str | pathlib.Path,
@@ -236,21 +261,9 @@ def evaluate(
     ran on}), as eval/results.json holds it; what is undefined is None.
 
   Raises:
-    ValueError: an unknown evaluation, or one that the method has not.
+    ValueError: as `choose`.
   """
-  private = bool(run.hospitals)
-  known = [
-    name
-    for name in (*EVALUATIONS, *ON_DEMAND)
-    if private or name not in PRIVATE_ONLY
-  ]
-  if names is None:
-    names = [name for name in known if name not in ON_DEMAND]
-  for name in names:
-    if name not in known:
-      raise ValueError(
-        f'eval_names: expected some of {", ".join(known)}, found {name!r}'
-      )
+  names = choose(config, names)
   folder = workdir.Workdir(path, config.to_dict(), create=False)
   file = folder.path / 'eval' / RESULTS
   results = {'method': config.method, 'environment': {}}

@@ -4,8 +4,6 @@ Here a ConfigDict ends; everything below gets typed keyword arguments.
 """
 
 import functools
-import inspect
-import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -13,12 +11,10 @@ import jax
 import jax.numpy as jnp
 
 from ppcmi_jax import (
-  augmentation,
   images,
   keyed,
   models,
   official,
-  privacy_guarantee,
   tasks,
   training,
   wire,
@@ -40,101 +36,6 @@ WIRE_DTYPES = {
   'sealed': tuple(masking.DTYPES),
   **dict.fromkeys(TRANSFORMS, tuple(wire.DTYPES)),
 }
-
-
-def check(config: Any) -> None:
-  """Raises ValueError for a configuration that could not be trained.
-
-  It runs before anything is computed or written, so that a mistake costs
-  nothing; what depends on the data is checked when they are read.
-  """
-  try:
-    _check_choice(config, 'method', METHODS)
-    _check_choice(config, 'schedule', ('constant', 'cosine'))
-    _check_choice(config, 'compute_dtype', tuple(COMPUTE_DTYPES))
-    positive = ['image_size', 'image_channels', 'eval_every', 'patience']
-    positive += ['microbatches']
-    if config.method in BASELINES:
-      positive += ['baseline_steps', 'baseline_batch_size']
-      _baseline_model(config, num_classes=2)
-    else:
-      _check_choice(config, 'protection', WIRE_DTYPES)
-      _check_choice(config, 'mapping', MAPPINGS)
-      _check_choice(
-        config,
-        'wire_dtype',
-        WIRE_DTYPES[config.protection],
-        f' with protection {config.protection}',
-      )
-      _check_choice(config, 'upsampling', ('bilinear', 'shuffle'))
-      positive += ['image_steps', 'mask_steps', 'mapping_steps']
-      positive += ['autoencoder_batch_size', 'mapping_batch_size']
-      if len(config.autoencoder_widths) != 5:
-        raise ValueError(
-          'autoencoder_widths: expected 5 stages, found '
-          f'{len(config.autoencoder_widths)}'
-        )
-      if not isinstance(config.image_blocks, int) or config.image_blocks < 0:
-        raise ValueError(
-          'image_blocks: expected a whole number, 0 for none, found '
-          f'{config.image_blocks!r}'
-        )
-      if not 0 <= config.segmentation_weight < math.inf:
-        raise ValueError(
-          'segmentation_weight: expected a number of at least 0, 0 for none, '
-          f'found {config.segmentation_weight!r}'
-        )
-      _check_dp(config)
-      _mapping_model(config)
-    for field in positive:
-      if not isinstance(config[field], int) or config[field] < 1:
-        raise ValueError(
-          f'{field}: expected a whole number of at least 1, found '
-          f'{config[field]!r}'
-        )
-    known = inspect.signature(augmentation.augment).parameters
-    unknown = sorted(set(config.augment) - set(known))
-    if unknown:
-      raise ValueError(
-        f'augment: unknown option {", ".join(unknown)}; known: '
-        f'{", ".join(list(known)[3:])}'
-      )
-  except (AttributeError, KeyError) as error:
-    raise ValueError(f'configuration: a field is missing: {error}') from None
-
-
-def _check_choice(config, field, choices, where=''):
-  if config[field] not in choices:
-    raise ValueError(
-      f'{field}: expected one of {", ".join(choices)}{where}, found '
-      f'{config[field]!r}'
-    )
-
-
-def _check_dp(config):
-  try:
-    privacy_guarantee.check(**config.dp)
-  except TypeError:
-    raise ValueError(
-      'dp: expected numbers noise_multiplier, clip_norm and delta, found '
-      f'{dict(config.dp)}'
-    ) from None
-  except ValueError as error:
-    raise ValueError(f'dp.{error}') from None
-  if not config.dp.noise_multiplier:
-    return
-  if config.mapping != 'fused_mapping':
-    raise ValueError(
-      "mapping: expected 'fused_mapping' where dp.noise_multiplier is above 0, "
-      f'found {config.mapping!r}, whose batch statistics mix examples; take a '
-      'configuration without a method behind its colon'
-    )
-  norm = config.mapping_options.get('norm', 'group')
-  if norm != 'group':
-    raise ValueError(
-      "mapping_options.norm: expected 'group' where dp.noise_multiplier is "
-      f'above 0, found {norm!r}; set --config.mapping_options.norm=group'
-    )
 
 
 class Learners(NamedTuple):

@@ -68,6 +68,7 @@ def evaluate(
   Raises:
     ValueError: as `collaboration.restore` and `evaluation.evaluate`.
   """
+  names = evaluation.choose(config, names)  # before minutes of restoring
   run = collaboration.restore(config, path)
   results = evaluation.evaluate(config, path, run, names)
   folder = workdir.Workdir(path, config.to_dict(), create=False)

@@ -26,6 +26,7 @@ import numpy as np
 from ppcmi_jax import (
   client,
   collaboration,
+  config_checks,
   evaluation,
   learners,
   study_plans,
@@ -71,17 +72,22 @@ def run(
     is done; <name>.png shows a test case of each client.
 
   Raises:
-    ValueError: an unknown study, or what training a variant raises; what was
-      computed stays.
+    ValueError: an unknown study, a workdir that is a run, or what training a
+      variant raises; what was computed stays.
   """
   if name not in study_plans.STUDIES:
     raise ValueError(
       f'study: expected one of {", ".join(study_plans.STUDIES)}, found {name!r}'
     )
   root = pathlib.Path(path).absolute()
+  if (root / 'config.json').exists():
+    raise ValueError(
+      f'workdir {root}: expected the folder of studies, found a run '
+      '(config.json); name another --workdir'
+    )
   variants = study_plans.STUDIES[name](get_config, base)
   for variant in variants:
-    learners.check(variant.config)
+    config_checks.check(variant.config)
   _print_plan(name, variants, root)
   done: dict[str, Any] = {}
   spent: list[float] = []

@@ -30,6 +30,7 @@ def comparison(get_config: GetConfig, base: Any) -> list[Variant]:
 def ablation(get_config: GetConfig, base: Any) -> list[Variant]:
   """Returns the method, and the method less one of its parts."""
   del get_config
+  _check_private(base, 'ablation')
   changes = {
     'all parts': {},
     'no protection': {'protection': 'none', 'wire_dtype': 'float16'},
@@ -80,6 +81,7 @@ def clients(get_config: GetConfig, base: Any) -> list[Variant]:
 def noise(get_config: GetConfig, base: Any) -> list[Variant]:
   """Returns mapping networks with and without differential privacy."""
   del get_config
+  _check_private(base, 'noise')
   group = {**base.mapping_options, 'norm': 'group'}
   return [
     Variant('without privacy', changed(base)),
@@ -93,6 +95,14 @@ def noise(get_config: GetConfig, base: Any) -> list[Variant]:
       for multiplier in (1.0, 4.0)
     ),
   ]
+
+
+def _check_private(base, study):
+  if base.method in learners.BASELINES:
+    raise ValueError(
+      f"method: expected 'ppcmi_sf', whose parts the study {study!r} varies, "
+      f'found {base.method!r}; name --config without it behind a colon'
+    )
 
 
 STUDIES: Mapping[str, Callable[[GetConfig, Any], list[Variant]]] = {

@@ -3,10 +3,17 @@
 config.json               the configuration it was started with
 split.csv                 case, subject, site, split of every example
 metrics.jsonl             one JSON line a validation
-secrets/<client>.key      mode 0600 in a folder of mode 0700
+clients.json              whose keys must be there
+secrets/                  keys, mode 0600 in folders of mode 0700: `enrolment`
+  clients/  server/       sealed: of each side
+  <client>.key            klt, official: of a client and the server
 checkpoints/<task>/<step>
 messages/<client>/        what the client sent to the server
-eval/  report/            tables and pictures
+privacy_guarantee.json    what DP-SGD promises, where it trained
+eval/results.json         what was evaluated; tables.txt, as it was printed
+eval/privacy.json         what attackers reached, attack by attack
+eval/privacy_examples.npz what they drew of patients' images
+report/                   tables and pictures
 """
 
 import contextlib
@@ -37,8 +44,15 @@ def essence(config: Mapping[str, Any]) -> dict[str, Any]:
   return kept
 
 
+# What a start leaves that fails before anything is made of its configuration.
+_OF_ANY_START = {'config.json', 'split.csv', 'secrets', '.lock'}
+
+
 class Workdir:
   """Opens a folder for a configuration, creating it where it is missing.
+
+  A folder of another configuration is refused, unless nothing but the start
+  that made it is in it: then it takes the new one.
 
   Args:
     path: the folder.
@@ -58,8 +72,8 @@ class Workdir:
     create: bool = True,
   ):
     self.path = pathlib.Path(path).absolute()
+    self._config = essence(config)
     config_path = self.path / 'config.json'
-    config = essence(config)
     if not create and not config_path.exists():
       raise ValueError(
         f'workdir {self.path}: expected a trained run, found no config.json; '
@@ -70,9 +84,7 @@ class Workdir:
       self.secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
       self.secrets.chmod(0o700)
       if not config_path.exists():
-        self.write_text(
-          config_path, json.dumps(config, indent=2, sort_keys=True) + '\n'
-        )
+        self._write_config()
       elif not os.access(self.path, os.W_OK):
         raise PermissionError(13, 'Permission denied')
     except OSError as error:
@@ -80,7 +92,11 @@ class Workdir:
         f'workdir {self.path}: cannot be written to ({error.strerror}); '
         'choose another with --workdir'
       ) from None
-    self._check_config(config_path, config)
+    if create and self._read_config() != self._config and self._is_unused():
+      with self._locked():
+        if self._is_unused():
+          self._write_config()
+    self._check_config()
 
   @property
   def secrets(self) -> pathlib.Path:
@@ -101,8 +117,15 @@ class Workdir:
     """Holds the folder for one training; ends with the process at the latest.
 
     Raises:
-      ValueError: another process trains in it.
+      ValueError: another process trains in it, or gave it another
+        configuration since it was opened.
     """
+    with self._locked():
+      self._check_config()
+      yield
+
+  @contextlib.contextmanager
+  def _locked(self):
     with open(self.path / '.lock', 'w') as file:
       try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -146,8 +169,21 @@ class Workdir:
       os.fsync(file.fileno())
     os.replace(partial, path)
 
-  def _check_config(self, path, config):
-    found = read_object(path, 'restore it or choose another --workdir')
+  def _is_unused(self) -> bool:
+    names = {path.name for path in self.path.iterdir()}
+    return names <= _OF_ANY_START and not any(self.secrets.iterdir())
+
+  def _read_config(self):
+    return read_object(
+      self.path / 'config.json', 'restore it or choose another --workdir'
+    )
+
+  def _write_config(self):
+    text = json.dumps(self._config, indent=2, sort_keys=True)
+    self.write_text(self.path / 'config.json', text + '\n')
+
+  def _check_config(self):
+    found, config = self._read_config(), self._config
     missing = object()
     shown = lambda tree, key: repr(tree[key]) if key in tree else 'not set'
     differing = sorted(

@@ -8,9 +8,9 @@ import pytest
 from configs import smoke
 from ppcmi_jax import (
   collaboration,
+  config_checks,
   conversion,
   keyring,
-  learners,
   official,
   wire,
 )
@@ -220,6 +220,14 @@ def test_a_wrong_folder_is_refused_and_leaves_nothing(
   assert [path.name for path in tmp_path.iterdir()] == ['results']
 
 
+def test_a_missing_folder_costs_nothing(config, tmp_path):
+  config = config.copy_and_resolve_references()
+  config.data_dir = str(tmp_path / 'data')
+  with pytest.raises(ValueError, match=r'nope: expected a folder .*--read'):
+    conversion.read_folder(config, tmp_path / 'w', tmp_path / 'nope')
+  assert not any(tmp_path.iterdir())
+
+
 def test_another_network_is_refused_by_array_and_shapes(config, tmp_path):
   write_official_run(tmp_path / 'results', widths=(4, 4, 8, 8, 9), protected=0)
   config = config.copy_and_resolve_references()
@@ -257,7 +265,7 @@ def test_what_the_official_code_cannot_do_is_named(
 ):
   config = config.copy_and_resolve_references()
   config[field] = value
-  learners.check(config)
+  config_checks.check(config)
   for convert in (conversion.read_folder, conversion.write_folder):
     with pytest.raises(ValueError, match=rf'^{field}.*expected'):
       convert(config, tmp_path / 'w', tmp_path)

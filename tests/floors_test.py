@@ -30,7 +30,7 @@ FLOORS = {
   4: 'train_step evaluators figures private_training',
   5: 'training',
   6: 'learners attacks',
-  7: 'enrolment exposure study_plans',
+  7: 'enrolment exposure study_plans config_checks',
   8: 'hospitals privacy server_training',
   9: 'collaboration study_tables',
   10: 'cross_client conversion payload',

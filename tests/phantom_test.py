@@ -2,7 +2,9 @@
 
 import numpy as np
 import pytest
+from absl import logging
 
+from ppcmi_jax import datasets
 from ppcmi_jax.datasets import phantom, phantom_rendering
 
 
@@ -22,6 +24,19 @@ def test_config_names_differ():
     )
   }  # fmt: skip
   assert len(names) == 5
+
+
+def test_options_are_no_warning(tmp_path, monkeypatch, caplog):
+  def prepare(builder):
+    logging.warning('of something else')
+
+  monkeypatch.setattr(phantom.Phantom, 'download_and_prepare', prepare)
+  datasets.prepare('phantom', data_dir=tmp_path, options={'num_subjects': 3})
+  logging.warning('Using custom data configuration: elsewhere')
+  assert caplog.messages == [
+    'of something else',
+    'Using custom data configuration: elsewhere',
+  ]
 
 
 def test_builder_round_trip(tmp_path):

@@ -13,6 +13,7 @@ import worlds
 from configs import smoke
 from ppcmi_jax import (
   collaboration,
+  config_checks,
   learners,
   privacy_guarantee,
   private_training,
@@ -182,7 +183,7 @@ def test_a_missing_accountant_is_named_first(tmp_path, monkeypatch):
   with pytest.raises(ValueError, match=r'dp_accounting.*\[privacy\]'):
     collaboration.train(private_config(), tmp_path / 'w')
   assert not (tmp_path / 'w').exists()
-  learners.check(smoke.get_config())  # without noise it is not missed
+  config_checks.check(smoke.get_config())  # without noise it is not missed
 
 
 def test_the_report_says_what_is_promised(tmp_path):

@@ -1,5 +1,6 @@
 """Studies run what is missing, once, and say it in one table."""
 
+import importlib
 import json
 import math
 import re
@@ -7,6 +8,8 @@ import types
 
 import numpy as np
 import pytest
+from absl import flags
+from absl.testing import flagsaver
 
 from configs import smoke, study
 from ppcmi_jax import (
@@ -49,9 +52,30 @@ def test_the_client_study_needs_names(config):
     study_plans.clients(get_config, config)
 
 
+@pytest.mark.parametrize('name', ['ablation', 'noise'])
+def test_a_baseline_has_no_parts_to_vary(name):
+  base = smoke.get_config('unet')
+  with pytest.raises(ValueError, match=f"method: .*{name}.* found 'unet'"):
+    study_plans.STUDIES[name](get_config, base)
+
+
 def test_an_unknown_study_is_refused(config, tmp_path):
   with pytest.raises(ValueError, match='study: expected one of comparison'):
     studies.run('all', get_config, config, tmp_path)
+
+
+def test_a_study_in_the_folder_of_a_run_is_refused(config, tmp_path):
+  workdir.Workdir(tmp_path, config.to_dict())
+  with pytest.raises(ValueError, match=r'found a run .*another --workdir'):
+    studies.run('clients', get_config, config, tmp_path)
+
+
+def test_a_study_takes_no_names_of_evaluations(config, tmp_path):
+  script = importlib.import_module('eval')
+  with flagsaver.flagsaver():
+    flags.FLAGS(['eval.py', '--study=clients', '--eval_names=query'])
+    with pytest.raises(ValueError, match=r'eval_names: .*study=clients'):
+      script.evaluate(config, tmp_path)
 
 
 def test_a_stopped_study_goes_on(tmp_path, monkeypatch, capsys):

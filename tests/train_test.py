@@ -1,6 +1,7 @@
 """train.py and eval.py as a user runs them: end to end, killed, misused."""
 
 import json
+import math
 import os
 import pathlib
 import shutil
@@ -8,6 +9,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import jax
 import numpy as np
@@ -17,8 +19,10 @@ import pytest
 from configs import smoke
 from ppcmi_jax import (
   collaboration,
+  command,
   evaluation,
   keyring,
+  processes,
   report,
   server_training,
 )
@@ -353,18 +357,66 @@ def test_int8_needs_the_mixing_of_sealed(data_dir, tmp_path):
 
 def test_unknown_config_is_one_line(script, tmp_path):
   line = refused(script('eval.py', tmp_path / 'w', config='configs/none.py'))
-  assert 'configs/none.py' in line
+  assert "found no 'configs/none.py' in" in line
+
+
+@pytest.mark.parametrize(
+  'text, expected',
+  [
+    ('a = 1 / 0', ', line 1: ZeroDivisionError: division by zero'),
+    ('def get_config(:', ', line 1: invalid syntax'),
+    ('def get_config():\n  int("x")', ', line 2: invalid literal'),
+    ('def get_config():\n  pass', ': expected get_config to return a Config'),
+    ('', ": AttributeError: module 'config' has no attribute 'get_config'"),
+    (
+      'from configs import smoke\nsmoke.get_config("unett")',
+      ', line 2: method: expected one of ppcmi_sf, published, .*unett',
+    ),
+  ],
+)
+def test_a_broken_config_is_one_line(tmp_path, monkeypatch, text, expected):
+  def leave(why):
+    raise SystemExit(why)
+
+  monkeypatch.setattr(processes, 'leave', leave)
+  path = tmp_path / 'mine.py'
+  path.write_text(text)
+  with pytest.raises(SystemExit, match=f'^{path}{expected}'):
+    command._fail_if_unreadable(str(path))
 
 
 def test_unknown_method_is_one_line(script, tmp_path):
   process = script('train.py', tmp_path / 'w', config='configs/smoke.py:resnet')
   line = refused(process)
-  assert "'resnet'" in line and 'ppcmi_sf' in line
+  assert "'resnet'" in line and 'ppcmi_sf, published' in line
+
+
+def test_help_names_the_flags(environment):
+  commands = {
+    'train.py': ('config', 'workdir', 'coordinator_address'),
+    'eval.py': ('config', 'workdir', 'eval_names', 'study'),
+    '-m ppcmi_jax.conversion': ('config', 'workdir', 'read', 'write'),
+  }
+  processes = [
+    subprocess.Popen(
+      [sys.executable, *command.split(), '--help'],
+      cwd=ROOT,
+      env=environment,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for command in commands
+  ]
+  for process, names in zip(processes, commands.values(), strict=True):
+    found = process.communicate(timeout=600)[0]
+    assert [name for name in names if f'  --{name}:' not in found] == []
 
 
 def test_unknown_field_is_one_line(script, tmp_path):
-  assert 'nonsense' in refused(
-    script('train.py', tmp_path / 'w', '--config.nonsense=1')
+  line = refused(script('train.py', tmp_path / 'w', '--config.mapping_stepz=1'))
+  assert "no field 'mapping_stepz'" in line
+  assert line.endswith(
+    'Did you mean "mapping_steps" instead of "mapping_stepz"?'
   )
 
 
@@ -380,6 +432,23 @@ def test_unknown_field_is_one_line(script, tmp_path):
     ('protection', 'rot13', 'klt'),
     ('augment', {'shear': 1.0}, 'rotation_deg'),
     ('autoencoder_widths', (4, 4), '5 stages'),
+    ('autoencoder_widths', (4, 4, 8, 8, 0), 'autoencoder_widths: .*found 0'),
+    ('image_size', 40, 'image_size: expected a multiple of 32, found 40'),
+    ('test_fraction', -0.2, 'test_fraction: .*between 0 and 1, found -0.2'),
+    ('test_fraction', 0.95, 'test_fraction, valid_fraction: .*less than 1'),
+    ('weight_decay', -1e-4, 'weight_decay: .*at least 0'),
+    ('autoencoder_learning_rate', math.nan, 'above 0, found nan'),
+    ('mapping_learning_rate', 0.0, 'mapping_learning_rate: .*above 0'),
+    ('latent_noise', -0.1, 'latent_noise: .*at least 0.*, found -0.1'),
+    ('latent_mixing', 0.7, 'latent_mixing: .*0 to 0.5, found 0.7'),
+    ('copies', -1, 'copies: expected a whole number'),
+    ('seed', 2**32, 'seed: .*found 4294967296'),
+    ('augment', {'probability': 2.0}, r'augment\.probability: .*0 to 1'),
+    ('split', 'csv', 'split_path: .*--config.split_path=FILE'),
+    ('split', 'subject', "split: expected one of subjects, .*'subject'"),
+    ('distance_unit', 'cm', 'distance_unit: expected one of mm, pixels'),
+    ('mapping_options', {'widths': (8, 8)}, 'mapping_options: '),
+    ('mapping_options', {'norm': 'layer'}, "mapping_options: norm: .*'layer'"),
   ],
 )
 def test_bad_field_costs_nothing(data_dir, tmp_path, field, value, word):
@@ -388,6 +457,24 @@ def test_bad_field_costs_nothing(data_dir, tmp_path, field, value, word):
   with pytest.raises(ValueError, match=word):
     collaboration.train(config, tmp_path / 'w')
   assert not (tmp_path / 'w').exists()
+
+
+@pytest.mark.parametrize(
+  'method, field, options, word',
+  [
+    ('published', 'mapping_options', {'pooling': 'foo'}, "pooling: .*'foo'"),
+    ('fatnet', 'baseline_options', {'blocks': (1, 1)}, 'blocks: .*four'),
+    ('unet', 'image_size', 40, 'image_size: .*divisible by 16'),
+    ('unet', 'baseline_learning_rate', -1.0, 'above 0, found -1'),
+  ],
+)
+def test_bad_network_costs_nothing(tmp_path, method, field, options, word):
+  config = smoke.get_config(method)
+  config.data_dir = str(tmp_path / 'data')
+  config[field] = options
+  with pytest.raises(ValueError, match=word):
+    collaboration.train(config, tmp_path / 'w')
+  assert not any(tmp_path.iterdir())
 
 
 def test_unknown_nested_field_is_one_line(script, tmp_path):
@@ -506,6 +593,39 @@ def test_one_evaluation_leaves_the_others(trained, script):
   assert 'Segmentation of the test split' in out
   line = refused(script('eval.py', workdir, '--eval_names=speed'))
   assert 'expected some of segmentation, ' in line and "'speed'" in line
+
+
+@pytest.mark.parametrize('method, name', [('', 'speed'), ('unet', 'wire')])
+def test_evaluations_are_known_before_the_run_is_read(tmp_path, method, name):
+  config = smoke.get_config(method or 'ppcmi_sf')
+  with pytest.raises(ValueError, match=f"eval_names: .*found '{name}'"):
+    report.evaluate(config, tmp_path / 'none', [name])
+
+
+def test_masks_go_through_the_autoencoders_in_batches():
+  """A test split of hundreds of cases does not fit a device at once."""
+  sizes = []
+
+  def rebuild(mask):
+    sizes.append(len(mask))
+    return mask ^ (np.arange(32) < 16)  # half of the pixels are wrong
+
+  test = types.SimpleNamespace(
+    image=np.zeros((19, 32, 32, 1), np.uint8),
+    mask=np.zeros((19, 32, 32), np.uint8),
+  )
+  run = types.SimpleNamespace(
+    data=types.SimpleNamespace(num_classes=2, hospitals={'1': {'test': test}}),
+    hospitals={
+      '1': types.SimpleNamespace(
+        reconstruct_mask=rebuild, reconstruct_image=lambda image: image
+      )
+    },
+  )
+  found = evaluation.autoencoders(None, run)['1']
+  assert sizes == [16, 16]
+  assert found['mask_psnr_db'] == pytest.approx(-10 * np.log10(0.5))
+  assert found['image']['n'] == 19
 
 
 def test_attacks_are_shown_in_the_report(

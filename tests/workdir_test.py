@@ -65,7 +65,7 @@ def test_the_same_configuration_opens_again_and_keeps_what_is_there(tmp_path):
   ],
 )
 def test_another_configuration_is_refused_by_field(tmp_path, change, expected):
-  workdir.Workdir(tmp_path, CONFIG)
+  workdir.Workdir(tmp_path, CONFIG).log({'loss': 0.5})
   before = (tmp_path / 'config.json').read_bytes()
   message = refused(tmp_path, {**CONFIG, **change})
   assert expected in message and str(tmp_path) in message
@@ -73,8 +73,48 @@ def test_another_configuration_is_refused_by_field(tmp_path, change, expected):
   assert (tmp_path / 'config.json').read_bytes() == before
 
 
-def test_a_field_that_is_gone_is_named(tmp_path):
+OTHER = {**CONFIG, 'seed': 2}
+
+
+def test_a_start_that_came_to_nothing_claims_no_folder(tmp_path):
+  folder = workdir.Workdir(tmp_path, CONFIG)
+  with folder.lock():
+    (tmp_path / 'split.csv').write_text('case\n')
+  refused(tmp_path, OTHER, create=False)
+  workdir.Workdir(tmp_path, OTHER)
+  assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 2
+  # Whoever opened it before may not go on with what it no longer is.
+  with pytest.raises(ValueError, match='seed was 2, now 1'), folder.lock():
+    pass
+
+
+@pytest.mark.parametrize(
+  'made',
+  ['secrets/a.key', 'checkpoints/x', 'messages/x', 'clients.json', 'eval/x'],
+)
+def test_what_was_made_of_a_configuration_keeps_it(tmp_path, made):
   workdir.Workdir(tmp_path, CONFIG)
+  (tmp_path / made).parent.mkdir(exist_ok=True)
+  (tmp_path / made).write_text('')
+  assert 'seed was 1, now 2' in refused(tmp_path, OTHER)
+
+
+def test_keys_elsewhere_keep_a_configuration_too(tmp_path, monkeypatch):
+  monkeypatch.setenv('PPCMI_JAX_SECRETS_ROOT', str(tmp_path / 'keys'))
+  workdir.Workdir(tmp_path / 'run', CONFIG)
+  (tmp_path / 'keys' / 'a.key').write_text('')
+  assert 'seed was 1, now 2' in refused(tmp_path / 'run', OTHER)
+
+
+def test_a_start_under_way_keeps_its_configuration(tmp_path):
+  before = workdir.Workdir(tmp_path, CONFIG)
+  with before.lock():
+    assert 'another process trains in it' in refused(tmp_path, OTHER)
+  assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 1
+
+
+def test_a_field_that_is_gone_is_named(tmp_path):
+  workdir.Workdir(tmp_path, CONFIG).log({'loss': 0.5})
   less = {k: v for k, v in CONFIG.items() if k != 'seed'}
   assert 'seed was 1, now not set' in refused(tmp_path, less)
 

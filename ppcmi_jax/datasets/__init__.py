@@ -110,7 +110,12 @@ def prepare(
     options['manual_dir'] = os.fspath(manual_dir)
   if name in CONFIGS:
     kwargs['config'] = CONFIGS[name](**options)
-  builder = DATASETS[name](data_dir=data_dir, **kwargs)
+  logger = logging.get_absl_logger()
+  logger.addFilter(_is_news)
+  try:
+    builder = DATASETS[name](data_dir=data_dir, **kwargs)
+  finally:
+    logger.removeFilter(_is_news)
   tfds.disable_progress_bar()  # it prints a bar for every shard
   builder.download_and_prepare()
   if is_manual:
@@ -123,3 +128,8 @@ def prepare(
         f'{os.path.join(builder.data_path, manual.NOTE)}'
       )
   return builder
+
+
+def _is_news(record: Any) -> bool:
+  # tensorflow-datasets warns of every configuration with options, as all are.
+  return not str(record.msg).startswith('Using custom data configuration')

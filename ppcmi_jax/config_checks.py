@@ -1,0 +1,241 @@
+"""Whether a configuration can be trained, before anything is computed.
+
+A mistake then costs nothing, where the mapping network's would be found after
+all the autoencoders were trained. What depends on the data is checked when they
+are read.
+"""
+
+import contextlib
+import inspect
+import math
+from typing import Any
+
+import jax
+import numpy as np
+
+from ppcmi_jax import (
+  augmentation,
+  learners,
+  privacy_guarantee,
+  score_table,
+  splits,
+  standardisation,
+)
+from ppcmi_jax.models import autoencoder
+
+# What is expected, and whether a value is that.
+_COUNT = (
+  'a whole number of at least 1',
+  lambda x: isinstance(x, int) and x >= 1,
+)
+_COUNT_OR_NONE = (
+  'a whole number, 0 for none',
+  lambda x: isinstance(x, int) and x >= 0,
+)
+_POSITIVE = 'a number above 0', lambda x: 0 < x < math.inf
+_WEIGHT = 'a number of at least 0, 0 for none', lambda x: 0 <= x < math.inf
+_SHARE = 'a number between 0 and 1', lambda x: 0 < x < 1
+_SEED = (
+  'a whole number from 0 to 2**32 - 1',  # the bits that a JAX key takes
+  lambda x: isinstance(x, int) and 0 <= x < 2**32,
+)
+
+_NUMBERS = {
+  'seed': _SEED,
+  'image_size': _COUNT,
+  'image_channels': _COUNT,
+  'test_fraction': _SHARE,
+  'valid_fraction': _SHARE,
+  'weight_decay': _WEIGHT,
+  'eval_every': _COUNT,
+  'patience': _COUNT,
+  'microbatches': _COUNT,
+}
+_BASELINE_NUMBERS = {
+  'baseline_batch_size': _COUNT,
+  'baseline_learning_rate': _POSITIVE,
+  'baseline_steps': _COUNT,
+}
+_PRIVATE_NUMBERS = {
+  'autoencoder_batch_size': _COUNT,
+  'autoencoder_learning_rate': _POSITIVE,
+  'image_blocks': _COUNT_OR_NONE,
+  'segmentation_weight': _WEIGHT,
+  'image_steps': _COUNT,
+  'mask_steps': _COUNT,
+  'latent_noise': _WEIGHT,
+  'latent_mixing': ('a number from 0 to 0.5', lambda x: 0 <= x <= 0.5),
+  'copies': _COUNT_OR_NONE,
+  'mapping_batch_size': _COUNT,
+  'mapping_learning_rate': _POSITIVE,
+  'mapping_steps': _COUNT,
+}
+
+
+def check(config: Any) -> None:
+  """Raises ValueError for a configuration that could not be trained."""
+  try:
+    _check_choice(config, 'method', learners.METHODS)
+    _check_choice(config, 'schedule', ('constant', 'cosine'))
+    _check_choice(config, 'compute_dtype', tuple(learners.COMPUTE_DTYPES))
+    _check_choice(config, 'distance_unit', score_table.UNITS)
+    _check_numbers(config, _NUMBERS)
+    _check_split(config)
+    _check_augment(config.augment)
+    if config.method in learners.BASELINES:
+      _check_numbers(config, _BASELINE_NUMBERS)
+      _try_baseline(config)
+    else:
+      _check_private(config)
+      _try_private(config)
+  except (AttributeError, KeyError) as error:
+    raise ValueError(f'configuration: a field is missing: {error}') from None
+
+
+def _check_private(config):
+  _check_numbers(config, _PRIVATE_NUMBERS)
+  _check_choice(config, 'protection', learners.WIRE_DTYPES)
+  _check_choice(config, 'mapping', learners.MAPPINGS)
+  _check_choice(
+    config,
+    'wire_dtype',
+    learners.WIRE_DTYPES[config.protection],
+    f' with protection {config.protection}',
+  )
+  _check_choice(config, 'upsampling', ('bilinear', 'shuffle'))
+  if len(config.autoencoder_widths) != 5:
+    raise ValueError(
+      'autoencoder_widths: expected 5 stages, found '
+      f'{len(config.autoencoder_widths)}'
+    )
+  for width in config.autoencoder_widths:
+    _check_number('autoencoder_widths', width, *_COUNT)
+  if config.image_size % autoencoder.STRIDE:
+    raise ValueError(
+      f'image_size: expected a multiple of {autoencoder.STRIDE}, found '
+      f'{config.image_size}'
+    )
+  _check_dp(config)
+
+
+def _check_choice(config, field, choices, where=''):
+  if config[field] not in choices:
+    raise ValueError(
+      f'{field}: expected one of {", ".join(choices)}{where}, found '
+      f'{config[field]!r}'
+    )
+
+
+def _check_numbers(config, fields):
+  for field, (expected, is_good) in fields.items():
+    _check_number(field, config[field], expected, is_good)
+
+
+def _check_number(name, value, expected, is_good):
+  try:
+    good = is_good(value)
+  except TypeError:  # no number at all
+    good = False
+  if not good:
+    raise ValueError(f'{name}: expected {expected}, found {value!r}')
+
+
+def _check_split(config):
+  for mode in config.split.split('+'):
+    if mode not in splits.MODES:
+      raise ValueError(
+        f'split: expected one of {", ".join(splits.MODES)}, found {mode!r}'
+      )
+    if mode == 'csv' and not config.split_path:
+      raise ValueError(
+        "split_path: expected the path of a file with split='csv', found none; "
+        'name it with --config.split_path=FILE'
+      )
+  if config.test_fraction + config.valid_fraction >= 1:
+    raise ValueError(
+      'test_fraction, valid_fraction: expected less than 1 together, found '
+      f'{config.test_fraction} and {config.valid_fraction}, which leaves '
+      'nothing to train on'
+    )
+
+
+def _check_augment(options):
+  known = inspect.signature(augmentation.augment).parameters
+  unknown = sorted(set(options) - set(known))
+  if unknown:
+    raise ValueError(
+      f'augment: unknown option {", ".join(unknown)}; known: '
+      f'{", ".join(list(known)[3:])}'
+    )
+  for name, value in options.items():
+    expected, is_good = _WEIGHT
+    if name == 'probability':
+      expected, is_good = 'a number from 0 to 1', lambda x: 0 <= x <= 1
+    _check_number(f'augment.{name}', value, expected, is_good)
+
+
+def _check_dp(config):
+  try:
+    privacy_guarantee.check(**config.dp)
+  except TypeError:
+    raise ValueError(
+      'dp: expected numbers noise_multiplier, clip_norm and delta, found '
+      f'{dict(config.dp)}'
+    ) from None
+  except ValueError as error:
+    raise ValueError(f'dp.{error}') from None
+  if not config.dp.noise_multiplier:
+    return
+  if config.mapping != 'fused_mapping':
+    raise ValueError(
+      "mapping: expected 'fused_mapping' where dp.noise_multiplier is above 0, "
+      f'found {config.mapping!r}, whose batch statistics mix examples; take a '
+      'configuration without a method behind its colon'
+    )
+  norm = config.mapping_options.get('norm', 'group')
+  if norm != 'group':
+    raise ValueError(
+      "mapping_options.norm: expected 'group' where dp.noise_multiplier is "
+      f'above 0, found {norm!r}; set --config.mapping_options.norm=group'
+    )
+
+
+def _try_baseline(config):
+  task, _ = learners.baseline(config, num_classes=2)
+  _try('baseline_options, image_size', task, _blank(config))
+
+
+def _try_private(config):
+  built = learners.autoencoders(
+    config, channels=config.image_channels, num_classes=2
+  )
+  task, _ = learners.mapping(
+    config,
+    {
+      modality: standardisation.Statistics.zeros(like, 1)
+      for modality, like in built.latents.items()
+    },
+  )
+  _try('mapping_options', task, built.latents)
+
+
+def _blank(config):
+  shape = (1, config.image_size, config.image_size)
+  return {
+    'image': np.zeros((*shape, config.image_channels), np.uint8),
+    'mask': np.zeros(shape, np.uint8),
+  }
+
+
+def _try(field, task, batch):
+  """Traces what makes the network's variables; nothing is computed."""
+  with _named(field):
+    jax.eval_shape(task.init, jax.random.key(0), batch)
+
+
+@contextlib.contextmanager
+def _named(field):
+  try:
+    yield
+  except Exception as error:  # options may be anything
+    raise ValueError(f'{field}: {error}') from None
