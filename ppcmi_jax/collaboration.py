@@ -94,6 +94,7 @@ def train(config: Any, path: str | pathlib.Path) -> None:
     FloatingPointError: a loss became NaN or infinite.
   """
   config_checks.check(config)
+  config_checks.check_networks(config)
   workdir = processes.in_turn(
     lambda: workdir_lib.Workdir(path, config.to_dict())
   )

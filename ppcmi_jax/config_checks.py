@@ -72,8 +72,19 @@ _PRIVATE_NUMBERS = {
 }
 
 
+def check_networks(config: Any) -> None:
+  """Traces all networks: ValueError where one could not be built.
+
+  That takes a second or two; `check` comes first.
+  """
+  if config.method in learners.BASELINES:
+    _try_baseline(config)
+  else:
+    _try_private(config)
+
+
 def check(config: Any) -> None:
-  """Raises ValueError for a configuration that could not be trained."""
+  """Raises ValueError for fields that could not be trained with."""
   try:
     _check_choice(config, 'method', learners.METHODS)
     _check_choice(config, 'schedule', ('constant', 'cosine'))
@@ -84,10 +95,8 @@ def check(config: Any) -> None:
     _check_augment(config.augment)
     if config.method in learners.BASELINES:
       _check_numbers(config, _BASELINE_NUMBERS)
-      _try_baseline(config)
     else:
       _check_private(config)
-      _try_private(config)
   except (AttributeError, KeyError) as error:
     raise ValueError(f'configuration: a field is missing: {error}') from None
 

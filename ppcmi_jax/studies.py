@@ -88,6 +88,8 @@ def run(
   variants = study_plans.STUDIES[name](get_config, base)
   for variant in variants:
     config_checks.check(variant.config)
+    if not _is_done(root, variant):
+      config_checks.check_networks(variant.config)
   _print_plan(name, variants, root)
   done: dict[str, Any] = {}
   spent: list[float] = []
