@@ -184,7 +184,7 @@ def test_two_processes_train_the_whole_method(pair, config_path, tmp_path):
   assert 'step/s' not in err
   assert not list(workdir.glob('.shared-*'))
   messages = list((workdir / 'messages' / '1').glob('*.msg'))
-  kept = list((workdir / 'secrets' / 'server' / 'kept').iterdir())
+  kept = list((workdir / 'secrets' / 'server' / 'kept' / '1').iterdir())
   assert len(messages) == len(kept) > 2
   spec = importlib.util.spec_from_file_location('tiny', config_path)
   module = importlib.util.module_from_spec(spec)
