@@ -120,7 +120,7 @@ def _journey(size, parties, folder, repeats) -> dict[str, Any]:
   respond = lambda message: parties.server.respond(parties.variables, message)
   replied = _seconds(respond, queries)
   server = folder / 'run' / 'secrets' / 'server'
-  kept = next((server / 'kept').glob('*.kept'))
+  kept = next((server / 'kept').glob('*/*.kept'))
   return {
     'held_bytes': sum(
       z.nbytes // len(z)
