@@ -102,6 +102,7 @@ def test_klt_falls_to_known_plaintext_and_sealed_does_not():
     {name: cell for name, (cell, _) in reached.items()},
     tolerance=0.1,
     needed=0.5,
+    slack=2.0,  # of six small images, under keys that differ each time
   )
   assert found['breaks_klt'] == 'yes' and found['proof']
   assert found['sealed_holds'] is True
