@@ -101,6 +101,8 @@ class Channel(NamedTuple):
     peek: (data, *, owner, like) -> Opened: tries a message with the keys of a
       client, whoever's it is, and doesn't note it. For measurements of what a
       key gives away; ValueError where the protection withholds it.
+    forget: () -> None: what it keeps of contributions that it has not opened
+      since it was made, as their clients took them back; by default nothing.
   """
 
   protection: str
@@ -109,6 +111,7 @@ class Channel(NamedTuple):
   draft: Callable[[Route, Mapping[str, Any]], Draft]
   open: Callable[..., Opened]
   peek: Callable[..., Opened]
+  forget: Callable[[], None] = lambda: None
 
 
 def batch_of(latents: Mapping[str, Any], batch: int) -> dict[str, Any]:

@@ -5,7 +5,6 @@ all the autoencoders were trained. What depends on the data is checked when they
 are read.
 """
 
-import contextlib
 import inspect
 import math
 from typing import Any
@@ -238,13 +237,7 @@ def _blank(config):
 
 def _try(field, task, batch):
   """Traces what makes the network's variables; nothing is computed."""
-  with _named(field):
-    jax.eval_shape(task.init, jax.random.key(0), batch)
-
-
-@contextlib.contextmanager
-def _named(field):
   try:
-    yield
+    jax.eval_shape(task.init, jax.random.key(0), batch)
   except Exception as error:  # options may be anything
     raise ValueError(f'{field}: {error}') from None

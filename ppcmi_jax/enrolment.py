@@ -123,29 +123,14 @@ def server_channel(
   """Returns the server's end, for the clients of these names; as above."""
   wire_dtype = wire_dtype or config.wire_dtype
   if config.protection == 'sealed':
+    folder = _server(workdir)
     return session.make(
-      parties=_parties(_server(workdir), names),
+      parties=_parties(folder, names),
       model_id=_model_id(workdir),
       wire_dtype=wire_dtype,
-      kept=_vault(workdir),
+      kept=vault.Vault(folder / 'kept', keyring.load(folder / 'storage.key')),
     )
   return _keyed(config, workdir, names, latents, wire_dtype)
-
-
-def forget_withdrawn(
-  config: Any, workdir: workdir_lib.Workdir, names: Sequence[str]
-) -> None:
-  """Erases kept keys of contributions that are no longer in messages/.
-
-  A client that contributes anew takes back what it sent before: put back by
-  others, that opens no more once both sides have rotated.
-  """
-  if config.protection != 'sealed':
-    return
-  kept = _vault(workdir)
-  for name in names:
-    paths = workdir.messages(name).glob('*.msg')
-    kept.retain(name, (path.read_bytes() for path in paths))
 
 
 def transform_secrets(
@@ -200,11 +185,6 @@ def _clients(workdir):
 
 def _server(workdir):
   return workdir.secrets / 'server'
-
-
-def _vault(workdir):
-  folder = _server(workdir)
-  return vault.Vault(folder / 'kept', keyring.load(folder / 'storage.key'))
 
 
 def _model_id(workdir) -> str:

@@ -37,7 +37,8 @@ from ppcmi_jax import keyed, learners, wire
 from ppcmi_jax.sealed import envelope, sealing, session
 
 OTHERS = 'sealed, other images'
-PROTECTIONS = ('none', 'klt', 'klt, fresh keys', 'sealed', OTHERS)
+SEALED = ('sealed', OTHERS)
+PROTECTIONS = ('none', 'klt', 'klt, fresh keys', *SEALED)
 SEALED_DTYPES = ('int8', 'float16')
 _BATCH = 16  # secrets drawn at a time, to bound memory
 
@@ -92,7 +93,7 @@ def observe(
   if protection == OTHERS:
     half = max(1, len(next(iter(latents.values()))) // 2)
     latents = {name: np.roll(z, half, axis=0) for name, z in latents.items()}
-  if protection in ('sealed', OTHERS):
+  if protection in SEALED:
     return _sealed(latents, sealed_dtype)
   if transform is None:
     transform = learners.TRANSFORMS['klt']

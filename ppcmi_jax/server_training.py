@@ -109,7 +109,9 @@ def _read(config, workdir, names, latents):
     )
     for split in ('train', 'valid')
   }
-  enrolment.forget_withdrawn(config, workdir, names)
+  # A client that contributes anew takes back what it sent before: put back by
+  # others, that opens no more once both sides have rotated.
+  channel.forget()
   return found
 
 

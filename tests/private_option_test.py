@@ -78,11 +78,9 @@ def test_files_of_other_names_are_sources_of_their_own(world, tmp_path):
 @pytest.fixture
 def train(world, monkeypatch):
   """Returns a function that trains the server of the world's clients."""
-  enrolment = collaboration.enrolment
   monkeypatch.setattr(
-    enrolment, 'server_channel', lambda *_: world.server_channel
+    collaboration.enrolment, 'server_channel', lambda *_: world.server_channel
   )
-  monkeypatch.setattr(enrolment, 'forget_withdrawn', lambda *_: None)
 
   def call(config, workdir):
     server_training.train(

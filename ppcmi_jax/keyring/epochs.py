@@ -217,7 +217,7 @@ def _erase_strays(path, client):
     stray = os.path.join(folder, name)
     with contextlib.suppress(ValueError):  # another file, or half a key
       if files.STRAY.fullmatch(name) and load(stray).client == client:
-        files.destroy(stray)
+        erase(stray)
 
 
 def erase(path: str | os.PathLike[str]) -> None:

@@ -76,9 +76,8 @@ class Ledger:
     """
     _check('epoch', epoch, 0, MAX_EPOCH)
     with self._thread_lock, files.locked(self._path):
-      counts = self._of_epoch(epoch)
+      counts, known = self._of_epoch(epoch)
       if counts is None:
-        known = self._read().epoch
         todo = f'rotate the key to epoch {known}, or enrol again'
         raise files.error('epoch', f'{known} or later', epoch, todo)
       *owner, counters = self._block
@@ -107,7 +106,7 @@ class Ledger:
     _check('epoch', epoch, 0, MAX_EPOCH)
     _check('counter', counter, 1, MAX_COUNTER)
     with self._thread_lock, files.locked(self._path):
-      counts = self._of_epoch(epoch)
+      counts, _ = self._of_epoch(epoch)
       if counts is None:
         return False
       age = counts.highest - counter
@@ -123,11 +122,11 @@ class Ledger:
       return True
 
   def _of_epoch(self, epoch):
-    """Returns the counts of an epoch, or None where it has passed."""
+    """Returns an epoch's counts, None where it has passed, and the last one."""
     counts = self._read()
     if epoch > counts.epoch:
-      return _Counts(epoch, 0, 0, 0)
-    return counts if epoch == counts.epoch else None
+      return _Counts(epoch, 0, 0, 0), epoch
+    return counts if epoch == counts.epoch else None, counts.epoch
 
   def _read(self):
     match = _LINE.fullmatch(files.read_line(self._path, 'a ledger'))

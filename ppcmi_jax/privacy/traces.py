@@ -27,8 +27,7 @@ THREATS = {
   'none': ('static',),
   'klt': ('static',),
   'klt, fresh keys': ('permuted',),
-  'sealed': linking.THREATS,
-  exposure.OTHERS: linking.THREATS,
+  **dict.fromkeys(exposure.SEALED, linking.THREATS),
 }
 
 
@@ -84,7 +83,7 @@ def seeds(setting, protection):
   if protection == 'none':
     finest = max(message, key=lambda name: message[name].shape[1])
     value, trivial = seed_search.tie_share(message[finest]), ranking.scores[0]
-  elif protection in ('sealed', exposure.OTHERS):
+  elif protection in exposure.SEALED:
     value, trivial = ranking.scores[:2]
   else:
     value, trivial = ranking.scores[right][0], ranking.scores[~right].max()

@@ -170,8 +170,18 @@ def make(
     key = parties[owner].key_of(header.epoch)
     return _opened(try_key(data, header, key, like))
 
+  def forget():
+    for name in parties if kept is not None else ():
+      kept.forget_others(name)
+
   return channel.Channel(
-    'sealed', tuple(parties), codec(wire_dtype), draft, open_message, peek
+    'sealed',
+    tuple(parties),
+    codec(wire_dtype),
+    draft,
+    open_message,
+    peek,
+    forget,
   )
 
 

@@ -17,7 +17,6 @@ import contextlib
 import hashlib
 import os
 import pathlib
-from collections.abc import Iterable
 
 from cryptography import exceptions
 from cryptography.hazmat.primitives.ciphers import aead
@@ -39,21 +38,21 @@ class Vault:
 
   def __init__(self, folder: str | os.PathLike[str], secret: bytes):
     self._folder, self._secret = pathlib.Path(folder), secret
+    self._used: set[pathlib.Path] = set()
 
   def put(self, client: str, message: bytes, key: bytes) -> None:
     """Keeps the 32-byte key of a client's message; on disk when it returns."""
     digest = hashlib.sha256(message).digest()
+    path = self._path(client, digest)
     wrapped = self._cipher(digest).encrypt(_IV, key, digest)
     with contextlib.suppress(FileExistsError):
-      files.write_new(str(self._path(client, digest)), wrapped)
+      files.write_new(str(path), wrapped)
+    self._used.add(path)
 
-  def retain(self, client: str, messages: Iterable[bytes]) -> None:
-    """Forgets a client's messages but these, as it took the others back."""
-    names = {
-      f'{hashlib.sha256(message).hexdigest()}.kept' for message in messages
-    }
+  def forget_others(self, client: str) -> None:
+    """Erases a client's keys but those that were put or got since the start."""
     for path in (self._folder / client).glob('*.kept'):
-      if path.name not in names:
+      if path not in self._used:
         files.destroy(str(path))
 
   def get(self, client: str, message: bytes) -> bytes | None:
@@ -68,6 +67,7 @@ class Vault:
       wrapped = path.read_bytes()
     except FileNotFoundError:
       return None
+    self._used.add(path)
     try:
       return self._cipher(digest).decrypt(_IV, wrapped, digest)
     except exceptions.InvalidTag:
