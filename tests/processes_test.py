@@ -2,12 +2,8 @@
 
 import importlib.util
 import json
-import os
-import pathlib
 import signal
 import socket
-import subprocess
-import sys
 import time
 import types
 
@@ -15,11 +11,11 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import scripts
 import training_test
 
 from ppcmi_jax import collaboration, command, processes
 
-ROOT = pathlib.Path(__file__).parent.parent
 # What compiles in seconds: a U-Net of one level, or a single client.
 CONFIG = """
 from configs import smoke
@@ -51,24 +47,12 @@ def script(config_path):
   """Returns a function that starts a script, of one process or of several."""
 
   def start(*flags, name='train.py', method='unet', devices=1):
-    return subprocess.Popen(
-      [
-        sys.executable,
-        str(ROOT / name),
-        f'--config={config_path}:{method}',
-        *flags,
-      ],
-      cwd=ROOT,
-      env=os.environ
-      | {
-        'JAX_PLATFORMS': 'cpu',
-        'PYTHONWARNINGS': 'ignore',
-        'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices} '
-        '--xla_backend_optimization_level=0',
-      },
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
+    return scripts.start(
+      name,
+      f'--config={config_path}:{method}',
+      *flags,
+      XLA_FLAGS=f'--xla_force_host_platform_device_count={devices} '
+      '--xla_backend_optimization_level=0',
     )
 
   return start
@@ -96,30 +80,11 @@ def pair(script):
   return start
 
 
-def finish(process, seconds=300):
-  """Returns exit code, stdout and stderr; no process is left behind."""
-  try:
-    out, err = process.communicate(timeout=seconds)
-  except subprocess.TimeoutExpired:
-    process.kill()
-    raise
-  return process.returncode, out, err
-
-
 def all_finish(started):
-  results = [finish(process) for process in started]
+  results = [scripts.finish(process) for process in started]
   for code, _, err in results:
     assert code == 0, err
   return results
-
-
-def line_of(result):
-  """Returns the one line that says why a script was refused."""
-  code, _, err = result
-  assert code == 2 and 'Traceback' not in err, err
-  lines = [line for line in err.splitlines() if '.py: ' in line]
-  assert len(lines) == 1, err
-  return lines[0]
 
 
 def final_state(workdir, like=None):
@@ -147,8 +112,8 @@ def test_one_killed_both_restarted_equals_uninterrupted(pair, script, tmp_path):
     assert first.poll() is None and time.monotonic() < deadline
     time.sleep(0.01)
   second.send_signal(signal.SIGKILL)
-  finish(second)
-  line = line_of(finish(first, seconds=60))
+  scripts.finish(second)
+  line = scripts.refused(first, seconds=60)
   assert 'another process of the run has ended' in line
   assert int(max((killed / 'metrics.jsonl').read_text().count('\n'), 2)) < 12
   all_finish(pair(killed, killed))
@@ -158,7 +123,7 @@ def test_one_killed_both_restarted_equals_uninterrupted(pair, script, tmp_path):
 
   # One process of two devices draws and adds the same numbers, up to the last
   # bits, which depend on the machine and grow from step to step.
-  assert finish(script(f'--workdir={alone}', devices=2))[0] == 0
+  assert scripts.finish(script(f'--workdir={alone}', devices=2))[0] == 0
   losses = np.array([
     [[row['loss'], row['valid_loss']] for row in map(json.loads, lines)]
     for lines in (rows, (alone / 'metrics.jsonl').read_text().splitlines())
@@ -195,23 +160,23 @@ def test_two_processes_train_the_whole_method(pair, config_path, tmp_path):
 
 
 def test_a_workdir_that_is_not_shared_is_one_line(pair, tmp_path):
-  results = [finish(p) for p in pair(tmp_path / 'here', tmp_path / 'there')]
-  for result in results:
-    assert 'put --workdir on a disk that all processes share' in line_of(result)
+  for process in pair(tmp_path / 'here', tmp_path / 'there'):
+    line = scripts.refused(process)
+    assert 'put --workdir on a disk that all processes share' in line
 
 
 def test_a_coordinator_that_does_not_answer_is_one_line(script, tmp_path):
   flags = ['--coordinator_address=127.0.0.1:9', '--num_processes=2']
   flags += ['--process_id=1', '--coordinator_timeout=1']
-  result = finish(script(f'--workdir={tmp_path / "w"}', *flags))
-  assert 'no answer from process 0 at 127.0.0.1:9 within 1 s' in line_of(result)
+  line = scripts.refused(script(f'--workdir={tmp_path / "w"}', *flags))
+  assert 'no answer from process 0 at 127.0.0.1:9 within 1 s' in line
   assert not (tmp_path / 'w').exists()
 
 
 def test_evaluation_is_of_one_process(script, tmp_path):
   flags = [f'--workdir={tmp_path}', '--num_processes=2', '--process_id=0']
-  result = finish(script(*flags, name='eval.py'))
-  assert 'start it once' in line_of(result)
+  line = scripts.refused(script(*flags, name='eval.py'))
+  assert 'start it once' in line
 
 
 @pytest.mark.parametrize(

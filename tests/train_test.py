@@ -1,28 +1,21 @@
 """train.py and eval.py as a user runs them: end to end, killed, misused."""
 
 import json
-import math
-import os
-import pathlib
 import shutil
 import signal
-import subprocess
-import sys
 import time
-import types
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+import scripts
 
 from configs import smoke
 from ppcmi_jax import (
   collaboration,
-  command,
   evaluation,
   keyring,
-  processes,
   report,
   server_training,
 )
@@ -30,14 +23,7 @@ from ppcmi_jax import workdir as workdir_lib
 from ppcmi_jax.keyring import epochs
 from ppcmi_jax.privacy import campaign
 
-ROOT = pathlib.Path(__file__).parent.parent
 CLIENTS = ('1', '2', '3')
-
-
-@pytest.fixture(scope='module')
-def environment():
-  """Returns the environment of the scripts."""
-  return os.environ | {'JAX_PLATFORMS': 'cpu', 'PYTHONWARNINGS': 'ignore'}
 
 
 @pytest.fixture(scope='module')
@@ -46,51 +32,22 @@ def data_dir(tmp_path_factory):
 
 
 @pytest.fixture(scope='module')
-def script(environment, data_dir):
+def script(data_dir):
   """Returns a function that starts a script on the smoke configuration."""
 
-  def start(name, workdir, *flags, config='configs/smoke.py', folder=ROOT):
-    return subprocess.Popen(
-      [
-        sys.executable,
-        str(ROOT / name),
-        f'--config={config}',
-        f'--workdir={workdir}',
-        f'--config.data_dir={data_dir}',
-        *flags,
-      ],
-      cwd=folder,
-      env=environment,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-    )
+  def start(name, workdir, *flags, **options):
+    return scripts.smoke(name, workdir, data_dir, *flags, **options)
 
   return start
-
-
-def finish(process):
-  out, err = process.communicate(timeout=600)
-  return process.returncode, out, err
-
-
-def refused(process):
-  """Asserts exit code 2 and returns the one line that says why."""
-  code, _, err = finish(process)
-  assert code == 2, err
-  assert 'Traceback' not in err
-  lines = [line for line in err.splitlines() if '.py: ' in line]
-  assert len(lines) == 1, err
-  return lines[0]
 
 
 @pytest.fixture(scope='module')
 def trained(script, tmp_path_factory):
   """Returns a workdir that was trained and evaluated, and what was printed."""
   workdir = tmp_path_factory.mktemp('run') / 'smoke'
-  code, train_out, err = finish(script('train.py', workdir))
+  code, train_out, err = scripts.finish(script('train.py', workdir))
   assert code == 0, err
-  code, eval_out, err = finish(script('eval.py', workdir))
+  code, eval_out, err = scripts.finish(script('eval.py', workdir))
   assert code == 0, err
   return workdir, train_out, eval_out
 
@@ -157,7 +114,9 @@ def test_one_run_gives_tables_json_and_pictures(trained):
 def test_payloads_are_scored_when_asked(trained, script, tmp_path):
   workdir = tmp_path / 'smoke'
   shutil.copytree(trained[0], workdir)
-  code, out, err = finish(script('eval.py', workdir, '--eval_names=payload'))
+  code, out, err = scripts.finish(
+    script('eval.py', workdir, '--eval_names=payload')
+  )
   assert code == 0, err
   assert 'How far a message shrinks before Dice falls.' in out
   assert (workdir / 'report' / 'tables' / 'payload.csv').exists()
@@ -263,7 +222,7 @@ def test_new_autoencoders_mean_new_contributions(trained, script, tmp_path):
   note = workdir / 'messages' / '2' / 'autoencoders.sha256'
   note.write_text('of other autoencoders')
   old = (workdir / 'messages' / '2' / 'valid-000-000000.image.msg').read_bytes()
-  code, _, err = finish(script('train.py', workdir))
+  code, _, err = scripts.finish(script('train.py', workdir))
   assert code == 0, err
   assert 'client 2: its autoencoders have changed' in err
   new = (workdir / 'messages' / '2' / 'valid-000-000000.image.msg').read_bytes()
@@ -280,16 +239,16 @@ def test_two_trainings_in_one_workdir_are_refused(script, tmp_path):
   first = script('train.py', tmp_path / 'w')
   wait_for(lambda: (tmp_path / 'w' / '.lock').exists(), first)
   time.sleep(0.2)
-  line = refused(script('train.py', tmp_path / 'w'))
+  line = scripts.refused(script('train.py', tmp_path / 'w'))
   assert 'another process trains in it' in line
   first.kill()
-  finish(first)
+  scripts.finish(first)
 
 
 def test_training_again_does_nothing_new(trained, script):
   workdir, _, _ = trained
   before = digests(workdir)
-  code, _, err = finish(script('train.py', workdir))
+  code, _, err = scripts.finish(script('train.py', workdir))
   assert code == 0, err
   assert digests(workdir) == before
 
@@ -319,8 +278,8 @@ def test_kill_and_resume_is_bit_exact(trained, script, tmp_path):
     process = script('train.py', workdir)
     wait_for(lambda glob=moment: any(workdir.glob(glob)), process)
     process.send_signal(signal.SIGKILL)
-    assert finish(process)[0] == -signal.SIGKILL
-  code, _, err = finish(script('train.py', workdir))
+    assert scripts.finish(process)[0] == -signal.SIGKILL
+  code, _, err = scripts.finish(script('train.py', workdir))
   assert code == 0, err
   found, expected = digests(workdir), digests(reference)
   # Messages are rounded under keys of their own, so every run has its own.
@@ -339,160 +298,11 @@ def test_damaged_checkpoint_falls_back_and_says_so(trained, script, tmp_path):
   content = bytearray(data.read_bytes())
   content[len(content) // 2] ^= 0xFF
   data.write_bytes(content)
-  line = refused(script('eval.py', workdir))
+  line = scripts.refused(script('eval.py', workdir))
   assert 'step 8 of 12' in line and 'run train.py to continue' in line
-  code, _, err = finish(script('train.py', workdir))
+  code, _, err = scripts.finish(script('train.py', workdir))
   assert code == 0, err
   assert digests(workdir) == digests(reference)
-
-
-def test_int8_needs_the_mixing_of_sealed(data_dir, tmp_path):
-  config = config_of(data_dir)
-  config.update(protection='klt', wire_dtype='int8')
-  with pytest.raises(
-    ValueError, match="float16 with protection klt, found 'int8'"
-  ):
-    collaboration.train(config, tmp_path / 'w')
-
-
-def test_unknown_config_is_one_line(script, tmp_path):
-  line = refused(script('eval.py', tmp_path / 'w', config='configs/none.py'))
-  assert "found no 'configs/none.py' in" in line
-
-
-@pytest.mark.parametrize(
-  'text, expected',
-  [
-    ('a = 1 / 0', ', line 1: ZeroDivisionError: division by zero'),
-    ('def get_config(:', ', line 1: invalid syntax'),
-    ('def get_config():\n  int("x")', ', line 2: invalid literal'),
-    ('def get_config():\n  pass', ': expected get_config to return a Config'),
-    ('', ": AttributeError: module 'config' has no attribute 'get_config'"),
-    (
-      'from configs import smoke\nsmoke.get_config("unett")',
-      ', line 2: method: expected one of ppcmi_sf, published, .*unett',
-    ),
-  ],
-)
-def test_a_broken_config_is_one_line(tmp_path, monkeypatch, text, expected):
-  def leave(why):
-    raise SystemExit(why)
-
-  monkeypatch.setattr(processes, 'leave', leave)
-  path = tmp_path / 'mine.py'
-  path.write_text(text)
-  with pytest.raises(SystemExit, match=f'^{path}{expected}'):
-    command._fail_if_unreadable(str(path))
-
-
-def test_unknown_method_is_one_line(script, tmp_path):
-  process = script('train.py', tmp_path / 'w', config='configs/smoke.py:resnet')
-  line = refused(process)
-  assert "'resnet'" in line and 'ppcmi_sf, published' in line
-
-
-def test_help_names_the_flags(environment):
-  commands = {
-    'train.py': ('config', 'workdir', 'coordinator_address'),
-    'eval.py': ('config', 'workdir', 'eval_names', 'study'),
-    '-m ppcmi_jax.conversion': ('config', 'workdir', 'read', 'write'),
-  }
-  processes = [
-    subprocess.Popen(
-      [sys.executable, *command.split(), '--help'],
-      cwd=ROOT,
-      env=environment,
-      stdout=subprocess.PIPE,
-      text=True,
-    )
-    for command in commands
-  ]
-  for process, names in zip(processes, commands.values(), strict=True):
-    found = process.communicate(timeout=600)[0]
-    assert [name for name in names if f'  --{name}:' not in found] == []
-
-
-def test_unknown_field_is_one_line(script, tmp_path):
-  line = refused(script('train.py', tmp_path / 'w', '--config.mapping_stepz=1'))
-  assert "no field 'mapping_stepz'" in line
-  assert line.endswith(
-    'Did you mean "mapping_steps" instead of "mapping_stepz"?'
-  )
-
-
-@pytest.mark.parametrize(
-  'field, value, word',
-  [
-    ('wire_dtype', 'int4', 'float16'),
-    ('eval_every', 0, 'at least 1'),
-    ('microbatches', 0, 'at least 1'),
-    ('compute_dtype', 'float16', 'bfloat16'),
-    ('mapping', 'none', 'fused_mapping'),
-    ('mapping', 'mapping', 'widths'),
-    ('protection', 'rot13', 'klt'),
-    ('augment', {'shear': 1.0}, 'rotation_deg'),
-    ('autoencoder_widths', (4, 4), '5 stages'),
-    ('autoencoder_widths', (4, 4, 8, 8, 0), 'autoencoder_widths: .*found 0'),
-    ('image_size', 40, 'image_size: expected a multiple of 32, found 40'),
-    ('test_fraction', -0.2, 'test_fraction: .*between 0 and 1, found -0.2'),
-    ('test_fraction', 0.95, 'test_fraction, valid_fraction: .*less than 1'),
-    ('weight_decay', -1e-4, 'weight_decay: .*at least 0'),
-    ('autoencoder_learning_rate', math.nan, 'above 0, found nan'),
-    ('mapping_learning_rate', 0.0, 'mapping_learning_rate: .*above 0'),
-    ('latent_noise', -0.1, 'latent_noise: .*at least 0.*, found -0.1'),
-    ('latent_mixing', 0.7, 'latent_mixing: .*0 to 0.5, found 0.7'),
-    ('copies', -1, 'copies: expected a whole number'),
-    ('seed', 2**32, 'seed: .*found 4294967296'),
-    ('augment', {'probability': 2.0}, r'augment\.probability: .*0 to 1'),
-    ('split', 'csv', 'split_path: .*--config.split_path=FILE'),
-    ('split', 'subject', "split: expected one of subjects, .*'subject'"),
-    ('distance_unit', 'cm', 'distance_unit: expected one of mm, pixels'),
-    ('mapping_options', {'widths': (8, 8)}, 'mapping_options: '),
-    ('mapping_options', {'norm': 'layer'}, "mapping_options: norm: .*'layer'"),
-  ],
-)
-def test_bad_field_costs_nothing(data_dir, tmp_path, field, value, word):
-  config = config_of(data_dir)
-  config[field] = value
-  with pytest.raises(ValueError, match=word):
-    collaboration.train(config, tmp_path / 'w')
-  assert not (tmp_path / 'w').exists()
-
-
-@pytest.mark.parametrize(
-  'method, field, options, word',
-  [
-    ('published', 'mapping_options', {'pooling': 'foo'}, "pooling: .*'foo'"),
-    ('fatnet', 'baseline_options', {'blocks': (1, 1)}, 'blocks: .*four'),
-    ('unet', 'image_size', 40, 'image_size: .*divisible by 16'),
-    ('unet', 'baseline_learning_rate', -1.0, 'above 0, found -1'),
-  ],
-)
-def test_bad_network_costs_nothing(tmp_path, method, field, options, word):
-  config = smoke.get_config(method)
-  config.data_dir = str(tmp_path / 'data')
-  config[field] = options
-  with pytest.raises(ValueError, match=word):
-    collaboration.train(config, tmp_path / 'w')
-  assert not any(tmp_path.iterdir())
-
-
-def test_unknown_nested_field_is_one_line(script, tmp_path):
-  flag = '--config.mapping_options.wide=3'
-  line = refused(script('train.py', tmp_path / 'w', flag))
-  assert "no field 'wide'" in line
-
-
-def test_unknown_field_of_the_default_configuration_is_one_line(environment):
-  process = subprocess.Popen(
-    [sys.executable, str(ROOT / 'train.py'), '--config.nonsense=1'],
-    cwd=ROOT,
-    env=environment,
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  assert "no field 'nonsense'" in refused(process)
 
 
 def test_unknown_data_set_names_those_there_are(data_dir, tmp_path):
@@ -510,22 +320,12 @@ def test_damaged_prepared_data_are_named(trained, data_dir, tmp_path):
     collaboration.train(config_of(tmp_path / 'data'), tmp_path / 'w')
 
 
-def test_unwritable_workdir_is_one_line(script, tmp_path):
-  (tmp_path / 'file').write_text('')
-  line = refused(script('train.py', tmp_path / 'file' / 'run'))
-  assert 'cannot be written to' in line and '--workdir' in line
-
-
 def test_workdir_of_another_config_is_one_line(trained, script):
   workdir, _, _ = trained
-  line = refused(script('train.py', workdir, '--config.mapping_steps=13'))
+  line = scripts.refused(
+    script('train.py', workdir, '--config.mapping_steps=13')
+  )
   assert 'mapping_steps was 12, now 13' in line
-
-
-def test_evaluating_an_untrained_workdir_is_one_line(script, tmp_path):
-  line = refused(script('eval.py', tmp_path / 'nothing'))
-  assert 'run train.py' in line
-  assert not (tmp_path / 'nothing').exists()
 
 
 def copy_without_checkpoints(reference, workdir):
@@ -575,9 +375,13 @@ def test_wrong_key_is_refused(trained, data_dir, tmp_path):
 
 def test_baseline_trains_and_evaluates(script, tmp_path):
   config = 'configs/smoke.py:unet'
-  code, _, err = finish(script('train.py', tmp_path / 'w', config=config))
+  code, _, err = scripts.finish(
+    script('train.py', tmp_path / 'w', config=config)
+  )
   assert code == 0, err
-  code, out, err = finish(script('eval.py', tmp_path / 'w', config=config))
+  code, out, err = scripts.finish(
+    script('eval.py', tmp_path / 'w', config=config)
+  )
   assert code == 0, err
   assert 'prior' in out and 'ceiling' not in out
 
@@ -586,46 +390,15 @@ def test_one_evaluation_leaves_the_others(trained, script):
   workdir, _, _ = trained
   file = workdir / 'eval' / 'results.json'
   before = json.loads(file.read_text())
-  code, out, err = finish(script('eval.py', workdir, '--eval_names=networks'))
+  code, out, err = scripts.finish(
+    script('eval.py', workdir, '--eval_names=networks')
+  )
   assert code == 0, err
   after = json.loads(file.read_text())
   assert after['segmentation'] == before['segmentation']
   assert 'Segmentation of the test split' in out
-  line = refused(script('eval.py', workdir, '--eval_names=speed'))
+  line = scripts.refused(script('eval.py', workdir, '--eval_names=speed'))
   assert 'expected some of segmentation, ' in line and "'speed'" in line
-
-
-@pytest.mark.parametrize('method, name', [('', 'speed'), ('unet', 'wire')])
-def test_evaluations_are_known_before_the_run_is_read(tmp_path, method, name):
-  config = smoke.get_config(method or 'ppcmi_sf')
-  with pytest.raises(ValueError, match=f"eval_names: .*found '{name}'"):
-    report.evaluate(config, tmp_path / 'none', [name])
-
-
-def test_masks_go_through_the_autoencoders_in_batches():
-  """A test split of hundreds of cases does not fit a device at once."""
-  sizes = []
-
-  def rebuild(mask):
-    sizes.append(len(mask))
-    return mask ^ (np.arange(32) < 16)  # half of the pixels are wrong
-
-  test = types.SimpleNamespace(
-    image=np.zeros((19, 32, 32, 1), np.uint8),
-    mask=np.zeros((19, 32, 32), np.uint8),
-  )
-  run = types.SimpleNamespace(
-    data=types.SimpleNamespace(num_classes=2, hospitals={'1': {'test': test}}),
-    hospitals={
-      '1': types.SimpleNamespace(
-        reconstruct_mask=rebuild, reconstruct_image=lambda image: image
-      )
-    },
-  )
-  found = evaluation.autoencoders(None, run)['1']
-  assert sizes == [16, 16]
-  assert found['mask_psnr_db'] == pytest.approx(-10 * np.log10(0.5))
-  assert found['image']['n'] == 19
 
 
 def test_attacks_are_shown_in_the_report(
