@@ -102,6 +102,8 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.upsampling = 'shuffle'
   config.autoencoder_batch_size = 4
   config.autoencoder_learning_rate = 6e-3
+  # RUN/checkpoints/image_CLIENT, mask_CLIENT that every client starts from.
+  config.pretrained = {'image': '', 'mask': ''}
   config.image_blocks = 1  # convolutions behind each stage of its encoder
   config.segmentation_weight = 0.3  # of masks in the image autoencoder's loss
   config.image_steps = 1600

@@ -28,6 +28,7 @@ from ppcmi_jax import (
   images,
   input_pipeline,
   learners,
+  pretraining,
   privacy_guarantee,
   processes,
   server_training,
@@ -149,6 +150,7 @@ def _train_ppcmi_sf(config, workdir, data):
       expected_batch=config.mapping_batch_size,
       delta=config.dp.delta,
     )
+  processes.first(lambda: pretraining.check(config, data))
   processes.first(lambda: enrolment.enrol(config, workdir, names))
   autoencoders = learners.autoencoders(
     config, channels=data.channels, num_classes=data.num_classes
@@ -164,6 +166,7 @@ def _train_ppcmi_sf(config, workdir, data):
         title=f'{2 * i + j + 1}/{count} {modality} autoencoder, client {name}',
         log=workdir.log,
         warn=logging.warning,
+        pretrained=config.pretrained[modality] or None,
       )
   processes.first(lambda: _contribute(config, workdir, data, autoencoders))
   server_training.train(

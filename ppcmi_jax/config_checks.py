@@ -111,6 +111,11 @@ def _check_private(config):
     f' with protection {config.protection}',
   )
   _check_choice(config, 'upsampling', ('bilinear', 'shuffle'))
+  if sorted(config.pretrained) != ['image', 'mask']:
+    raise ValueError(
+      "pretrained: expected a folder or '' for image and for mask, found "
+      f'{dict(config.pretrained)}'
+    )
   if len(config.autoencoder_widths) != 5:
     raise ValueError(
       'autoencoder_widths: expected 5 stages, found '

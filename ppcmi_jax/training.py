@@ -87,16 +87,20 @@ class Trainer:
     directory: str | pathlib.Path,
     *,
     warn: Callable[[str], None] = print,
+    ended: bool = True,
   ) -> tasks.Variables:
-    """Returns the best variables of a training that has ended.
+    """Returns the best variables of a training.
 
     Args:
       sample: one example of the training data, [1, ...] arrays.
       directory: of the task's checkpoints.
-      warn: called with a line for each damaged checkpoint.
+      warn: called with a line for each checkpoint that cannot be used.
+      ended: whether only this training will do, at its end; otherwise any of
+        the same network.
 
     Raises:
-      ValueError: the training has not started, or has not ended.
+      ValueError: no checkpoint is whole and of this network, or the training
+        has not ended.
     """
     directory = pathlib.Path(directory)
     state = None
@@ -105,8 +109,10 @@ class Trainer:
       state = keeper.restore(self.abstract_state(sample))
       keeper.close()
     if state is None:
-      raise ValueError(f'{directory}: no whole checkpoint; run train.py first')
-    if not self.is_done(state):
+      raise ValueError(
+        f'{directory}: no whole checkpoint of this network; run train.py first'
+      )
+    if ended and not self.is_done(state):
       raise ValueError(
         f'{directory}: training stopped at step {int(state.step)} of '
         f'{self._steps}; run train.py to continue it'
@@ -163,6 +169,7 @@ class Trainer:
     log: Callable[[dict], None] = lambda metrics: None,
     warn: Callable[[str], None] = print,
     order: np.ndarray | None = None,
+    pretrained: str | pathlib.Path | None = None,
   ) -> train_step.TrainState:
     """Trains from the last checkpoint, or from the start, to the end.
 
@@ -177,11 +184,14 @@ class Trainer:
         start, and how many of them went by waiting for a batch.
       warn: called with a line for each damaged checkpoint.
       order: rows of `train` to draw from, with repeats; all once if None.
+      pretrained: checkpoints of the same network, whose best variables to start
+        from; drawn from the seed if None.
 
     Returns:
       The final state; `best_variables` are the ones to use.
 
     Raises:
+      ValueError: no checkpoint in `pretrained` is whole and of this network.
       FloatingPointError: the loss is not finite; names the step.
     """
     clock = time.monotonic()
@@ -199,7 +209,15 @@ class Trainer:
 
     def begin():
       state = keeper.restore(like, move_aside=True)
-      return self._init(init_key, sample) if state is None else state
+      if state is not None:
+        return state
+      state = self._init(init_key, sample)
+      if pretrained is None:
+        return state
+      variables = self.restore(sample, pretrained, warn=warn, ended=False)
+      return state._replace(
+        variables=variables, best_variables=train_step.copy(variables)
+      )
 
     state = train_step.share(processes.first(begin), like)
     losses, step, done, waited = [], int(state.step), self.is_done(state), 0.0

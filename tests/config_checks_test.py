@@ -44,6 +44,7 @@ def test_int8_needs_the_mixing_of_sealed(tmp_path):
     ('mapping_learning_rate', 0.0, 'mapping_learning_rate: .*above 0'),
     ('latent_noise', -0.1, 'latent_noise: .*at least 0.*, found -0.1'),
     ('latent_mixing', 0.7, 'latent_mixing: .*0 to 0.5, found 0.7'),
+    ('pretrained', {'images': 'here'}, 'pretrained: .* image and for mask'),
     ('copies', -1, 'copies: expected a whole number'),
     ('seed', 2**32, 'seed: .*found 4294967296'),
     ('augment', {'probability': 2.0}, r'augment\.probability: .*0 to 1'),

@@ -27,7 +27,7 @@ FLOORS = {
   'sensitivity',
   2: 'client server input_pipeline official score_table',
   3: 'tasks hospital_data contributions',
-  4: 'train_step evaluators figures private_training',
+  4: 'train_step evaluators figures private_training pretraining',
   5: 'training',
   6: 'learners attacks',
   7: 'enrolment exposure study_plans config_checks',

@@ -1,6 +1,7 @@
 """The pmapped step on one and on four devices; the loop's duties."""
 
 import functools
+import gc
 import os
 import subprocess
 import sys
@@ -135,6 +136,40 @@ def test_restore_refuses_what_has_not_ended(tmp_path):
   trainer(steps=4).fit(arrays(), arrays(), seed=0, directory=tmp_path / 'a')
   with pytest.raises(ValueError, match='step 4 of 6'):
     trainer().restore(sample, tmp_path / 'a')
+
+
+def test_training_starts_from_what_another_has_learnt(tmp_path):
+  other = trainer().fit(arrays(), arrays(), seed=5, directory=tmp_path / 'a')
+  state = trainer(steps=2, learning_rate=1e-9).fit(
+    arrays(),
+    arrays(),
+    seed=0,
+    directory=tmp_path / 'b',
+    pretrained=tmp_path / 'a',
+  )
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7),
+    state.variables['params'],
+    other.best_variables['params'],
+  )
+  # It goes on from its own checkpoint; what it started from is not needed.
+  again = trainer(steps=2).fit(
+    arrays(), arrays(), seed=0, directory=tmp_path / 'b', pretrained='gone'
+  )
+  jax.tree.map(np.testing.assert_array_equal, again, state)
+
+
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
+def test_another_network_is_nothing_to_start_from(tmp_path):
+  wide = tasks.segmentation(Net(features=3), num_classes=3)
+  training.Trainer(wide, steps=1, batch_size=4, learning_rate=0.1).fit(
+    arrays(), arrays(), seed=0, directory=tmp_path / 'wide'
+  )
+  fit = functools.partial(trainer().fit, arrays(), arrays(), seed=0)
+  for name in ('wide', 'none'):
+    with pytest.raises(ValueError, match=f'{name}: no whole .* this network'):
+      fit(directory=tmp_path / 'a', pretrained=tmp_path / name)
+  gc.collect()  # what Orbax left unawaited warns here, not in another test
 
 
 def test_what_four_devices_saved_one_restores(tmp_path):

@@ -1,0 +1,79 @@
+"""Autoencoders that start from those of another run.
+
+A hospital with few cases is helped by a network that public or synthetic images
+taught already. What it saw must not be tested on, and whoever else has it is
+closer to reading the hospital's latents once a key has leaked: the table of
+clients' messages opened by each other's decoders shows by how much.
+"""
+
+import csv
+import pathlib
+from typing import Any
+
+from absl import logging
+
+from ppcmi_jax import hospital_data
+from ppcmi_jax import workdir as workdir_lib
+
+
+def check(config: Any, data: hospital_data.Data) -> None:
+  """Raises ValueError where a run should not start from what it names.
+
+  Logs a warning where checkpoints are not in the workdir of a run, which would
+  say what they were trained on.
+
+  Args:
+    config: of the run, with `pretrained`.
+    data: of the run.
+  """
+  for modality, directory in config.pretrained.items():
+    if not directory:
+      continue
+    field, path = f'pretrained.{modality}', pathlib.Path(directory).absolute()
+    if not path.is_dir():
+      raise ValueError(
+        f'{field}: expected a folder of checkpoints, such as '
+        f'RUN/checkpoints/{modality}_CLIENT, found none at {directory}'
+      )
+    seen = _seen(path.parent.parent, config, data.within_subject)
+    if seen is None:
+      logging.warning(
+        '%s: nothing beside %s says what it was trained on; see to it that '
+        'none of it is tested on here',
+        field,
+        directory,
+      )
+      continue
+    column = 'case' if data.within_subject else 'subject'
+    tested = {
+      str(name)
+      for parts in data.hospitals.values()
+      for name in getattr(parts['test'], column)
+    }
+    if both := sorted(tested & seen):
+      raise ValueError(
+        f'{field}: expected a run that saw nothing of what is tested here, '
+        f'found {len(both)} of {len(tested)} test {column}s in its training '
+        f'and validation data, such as {both[0]!r}: scores would be too good; '
+        'give both runs the same split, or take one of other data'
+      )
+
+
+def _seen(run, config, within_subject) -> set[str] | None:
+  """Returns whom a run on the same data saw; None if it doesn't say.
+
+  Cases where subjects are split, too; of the whole run, not of one client.
+  """
+  if not (run / 'config.json').exists() or not (run / 'split.csv').exists():
+    return None
+  other = workdir_lib.read_object(run / 'config.json', 'restore it')
+  own = workdir_lib.essence(config.to_dict())
+  data_set = ('dataset', 'dataset_options')
+  if any(other.get(key) != own[key] for key in data_set):
+    return set()
+  with open(run / 'split.csv', newline='', encoding='utf-8') as file:
+    return {
+      row['case' if within_subject else 'subject']
+      for row in csv.DictReader(file)
+      if row['split'] in ('train', 'valid')
+    }
