@@ -18,13 +18,16 @@ class Data(NamedTuple):
   Attributes:
     hospitals: {client: {split: Examples}}.
     class_names: background first.
-    within_subject: whether test and training share subjects.
+    within_subject: whether test and training or validation share subjects, or
+      near-duplicate images where subjects are not known.
+    subjects_are_known: whether each subject is one, and not each image.
     table: who has what, as text.
   """
 
   hospitals: Mapping[str, Mapping[str, examples_lib.Examples]]
   class_names: tuple[str, ...]
   within_subject: bool
+  subjects_are_known: bool
   table: str
 
   @property
@@ -57,9 +60,10 @@ def load(config: Any, workdir: workdir_lib.Workdir) -> Data:
     window=config.window or None,
     warn=logging.warning,
   )
-  names = _split(config, examples)
+  names, subject, known = _split(config, examples)
   if processes.is_first():
     splits.write_split(workdir.path / 'split.csv', examples, names)
+  examples = examples._replace(subject=subject)
   hospitals = partitions.partition(
     examples,
     names,
@@ -81,20 +85,21 @@ def load(config: Any, workdir: workdir_lib.Workdir) -> Data:
         f'site {name!r}: expected a name of up to 64 letters, digits and ._-, '
         'as it names files and stands in messages; rename the site'
       )
-  shared = {
-    split: set(examples.subject[names == split].tolist())
-    for split in ('train', 'test')
-  }
+  learnt = np.isin(names, ('train', 'valid'))
   return Data(
     hospitals,
     class_names,
-    within_subject=not shared['train'].isdisjoint(shared['test']),
+    within_subject=np.isin(subject[names == 'test'], subject[learnt]).any(),
+    subjects_are_known=known,
     table=partitions.table(hospitals, class_names),
   )
 
 
-def _split(config, examples) -> np.ndarray:
-  """Returns the split of each example; several data sets may differ in mode."""
+def _split(config, examples) -> tuple[np.ndarray, np.ndarray, bool]:
+  """Returns the split of each example, what is together, if subjects are known.
+
+  Several data sets may differ in mode.
+  """
   modes, data_sets = config.split.split('+'), config.dataset.split('+')
   if len(modes) not in (1, len(data_sets)):
     raise ValueError(
@@ -102,13 +107,18 @@ def _split(config, examples) -> np.ndarray:
       f'{config.split!r}'
     )
   result = np.empty(len(examples.case), '<U5')
+  subject, known = examples.subject.copy(), True
   for mode, data_set in zip(modes, data_sets):
     rows = np.ones(len(result), bool)
     if len(modes) > 1:
       rows = np.char.startswith(examples.site, f'{data_set}-')
+    part = examples_lib.take(examples, rows)
+    subject[rows] = splits.together(part, mode)
+    known &= splits.subjects_are_known(part, mode)
     result[rows] = splits.split(
-      examples_lib.take(examples, rows),
+      part,
       mode=mode,
+      subject=subject[rows],
       test_fraction=config.test_fraction,
       valid_fraction=config.valid_fraction,
       seed=config.seed,
@@ -117,4 +127,4 @@ def _split(config, examples) -> np.ndarray:
       official_test=config.official_test,
       drop_empty=config.drop_empty,
     )
-  return result
+  return result, subject, known

@@ -57,10 +57,21 @@ def build(
 
 def scope(run: evaluation.Run) -> str:
   """Says in a sentence what a score of the test split is worth."""
-  if run.data.within_subject:
+  data = run.data
+  if not data.subjects_are_known and data.within_subject:
     return (
-      'Within subject: subjects of the test split are in the training split '
-      'too, so this is no measure of new patients.'
+      'Subjects are not known, and near-duplicates of test images are in the '
+      'training or validation split, so this is no measure of new patients.'
+    )
+  if not data.subjects_are_known:
+    return (
+      'Subjects are not known: near-duplicates of test images are in no other '
+      'split, but other images of the same patients may be.'
+    )
+  if data.within_subject:
+    return (
+      'Within subject: subjects of the test split are in the training or '
+      'validation split too, so this is no measure of new patients.'
     )
   return 'Subjects of the test split are in no other split.'
 

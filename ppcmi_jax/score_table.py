@@ -20,8 +20,9 @@ Standard deviations are over cases. Intervals are over subjects: 95 % percentile
 bootstrap of the mean over cases, drawing whole subjects, all classes in the
 same draws (`intervals`); NaN where fewer than two subjects define the metric,
 and for 'mean' where that holds for one of its classes. They say nothing of
-another training run. Where the subjects of a data set are unknown and each
-case counts as one, they are too narrow.
+another training run. Where the subjects of a data set are unknown, groups of
+near-duplicate images stand for them (`splits.together`), and they may still be
+too narrow.
 
 Axes: N examples, H height, W width, K classes.
 """

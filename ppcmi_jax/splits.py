@@ -1,6 +1,7 @@
 """Which split each example is in, and the file that says so.
 
-    splits = split(examples, mode='subjects', seed=0)
+    subject = together(examples, mode='content')
+    splits = split(examples, mode='content', subject=subject, seed=0)
     write_split('split.csv', examples, splits)
     read_split('split.csv', examples)                       # the same again
 
@@ -12,6 +13,7 @@ import csv
 import os
 
 import numpy as np
+from scipy.sparse import coo_matrix, csgraph
 
 from ppcmi_jax import content_groups, official_draws
 from ppcmi_jax import examples as examples_lib
@@ -22,10 +24,34 @@ COLUMNS = ['case', 'subject', 'site', 'split']
 Examples = examples_lib.Examples
 
 
+def subjects_are_known(examples: Examples, mode: str) -> bool:
+  """Says whether the subjects of examples are more than names of images.
+
+  Data without them make each image a subject, which 'content' and 'official'
+  are for.
+  """
+  single = len(np.unique(examples.subject)) == len(examples.subject)
+  return not (single and mode in ('content', 'official'))
+
+
+def together(examples: Examples, mode: str) -> np.ndarray:
+  """Returns the names [N] of what belongs together: subjects, or more.
+
+  With 'content', and where subjects are not known, near-duplicate images and
+  images of one subject are connected, and what is connected has the name of its
+  first subject. Splits, clients and intervals go by these names.
+  """
+  if mode != 'content' and subjects_are_known(examples, mode):
+    return examples.subject
+  groups = content_groups.content_groups(examples.image)
+  return _least(examples.subject, _connected(groups, examples.subject))
+
+
 def split(
   examples: Examples,
   *,
   mode: str,
+  subject: np.ndarray | None = None,
   test_fraction: float = 0.2,
   valid_fraction: float = 0.1,
   seed: int = 0,
@@ -38,9 +64,9 @@ def split(
 
   Args:
     examples: of any sites and subjects.
-    mode: 'subjects' draws whole subjects within each site. 'content' draws
-      groups of near-duplicate images instead, where subjects are unknown. 'csv'
-      reads a file. 'blocks' holds out contiguous blocks inside each subject's
+    mode: 'subjects' draws whole subjects within each site. 'content' draws what
+      is `together`, where not all subjects are known. 'csv' reads a file.
+      'blocks' holds out contiguous blocks inside each subject's
       volume (so it measures fit within subjects only): each stretch of about 28
       slices gives its middle to test, and the slices behind to validation, with
       a slice in no split between any two. 'official' draws as the published
@@ -59,22 +85,22 @@ def split(
       site, or slices of a subject, for each split to have one, or what
       `read_split` and `official_draws.draw` raise.
   """
-  for subject in map(str, np.unique(examples.subject)):
-    sites = np.unique(examples.site[examples.subject == subject])
+  for name in map(str, np.unique(examples.subject)):
+    sites = np.unique(examples.site[examples.subject == name])
     if len(sites) > 1:
       raise ValueError(
-        f'split: subject {subject!r} is at the sites {", ".join(sites)}; a '
+        f'split: subject {name!r} is at the sites {", ".join(sites)}; a '
         'subject belongs to one: rename it where two share the name'
       )
   fractions = {'test': test_fraction, 'valid': valid_fraction}
   if mode == 'subjects':
     result = _draw(examples.site, examples.subject, mode, fractions, seed)
   elif mode == 'content':
-    groups = content_groups.content_groups(examples.image)
+    groups = together(examples, mode) if subject is None else subject
     result = _draw(
       # A group at two sites is drawn at the first.
       _least(examples.site, groups),
-      _least(examples.case, groups),
+      groups,
       'groups of near-duplicate images',
       fractions,
       seed,
@@ -111,6 +137,17 @@ def split(
         f'another split than {mode!r}'
       )
   return result
+
+
+def _connected(groups, names):
+  """Returns int [N], the same where a chain of groups and names connects."""
+  names = np.unique(names, return_inverse=True)[1]
+  count = groups.max() + 1
+  edges = groups, count + names
+  graph = coo_matrix(
+    (np.ones(len(groups), bool), edges), (count + names.max() + 1,) * 2
+  )
+  return csgraph.connected_components(graph, directed=False)[1][groups]
 
 
 def _least(names, groups):

@@ -1,12 +1,14 @@
 """The data of a run: several data sets, their splits, who takes part."""
 
 import csv
+import types
 
 import numpy as np
 import pytest
+from PIL import Image
 
-from configs import mixed
-from ppcmi_jax import hospital_data
+from configs import folder, mixed
+from ppcmi_jax import hospital_data, report_tables
 from ppcmi_jax import workdir as workdir_lib
 
 NAMES = [f'{data}-{site}' for data, sites in (('abdomen', 'ABC'),
@@ -57,6 +59,64 @@ def test_only_those_named_take_part(config, tmp_path):
   data = load(changed(config, clients=('phantom-2', 'abdomen-A')), tmp_path)
   assert list(data.hospitals) == ['phantom-2', 'abdomen-A']
   assert 'phantom-2' in data.table and 'phantom-1' not in data.table
+
+
+@pytest.fixture
+def frames(tmp_path):
+  """Returns the configuration of a folder with 12 videos of 4 frames."""
+  rng = np.random.default_rng(0)
+  for name in ('images', 'masks'):
+    (tmp_path / 'raw' / name).mkdir(parents=True)
+  for video in range(12):
+    scene = rng.integers(50, 200, (32, 32))
+    for frame in range(4):
+      noisy = scene + rng.integers(-3, 4, scene.shape)
+      for name, pixels in (('images', noisy), ('masks', scene > 120)):
+        file = tmp_path / 'raw' / name / f'{video:02d}{frame}.png'
+        Image.fromarray(pixels.astype(np.uint8)).save(file)
+  config = folder.get_config()
+  config.update(
+    data_dir=str(tmp_path / 'data'), manual_dir=str(tmp_path / 'raw')
+  )
+  config.image_size, config.num_clients = 32, 1
+  return config
+
+
+def test_frames_of_unknown_patients_are_judged_as_videos(frames, tmp_path):
+  data = load(frames, tmp_path / 'w')
+  assert not data.subjects_are_known and not data.within_subject
+  for parts in data.hospitals.values():
+    for examples in parts.values():
+      videos = [case.rpartition('/')[2][:2] for case in examples.case]
+      pairs = {*zip(videos, examples.subject)}
+      assert len(pairs) == len(set(videos)) == len(set(examples.subject))
+  run = types.SimpleNamespace(data=data)
+  assert 'other images of the same patients may be' in report_tables.scope(run)
+
+
+def test_frames_drawn_at_random_are_no_new_patients(frames, tmp_path):
+  frames.split = frames.partition = 'official'
+  data = load(frames, tmp_path / 'w')
+  assert not data.subjects_are_known and data.within_subject
+  run = types.SimpleNamespace(data=data)
+  assert 'no measure of new patients' in report_tables.scope(run)
+
+
+def test_who_chose_the_weights_is_not_new(config, tmp_path):
+  alone = changed(config, dataset='phantom', split='subjects')
+  alone.dataset_options = {'num_subjects': 15, 'visits': 2, 'size': 32}
+  data = load(alone, tmp_path / 'a')
+  assert data.subjects_are_known and not data.within_subject
+  with open(tmp_path / 'a' / 'split.csv', newline='') as file:
+    rows = list(csv.DictReader(file))
+  one = next(row for row in rows if row['split'] == 'test')
+  one['split'] = 'valid'  # one visit chooses weights, the other is tested on
+  with open(tmp_path / 'mine.csv', 'w', newline='') as file:
+    writer = csv.DictWriter(file, one)
+    writer.writeheader()
+    writer.writerows(rows)
+  alone.update(split='csv', split_path=str(tmp_path / 'mine.csv'))
+  assert load(alone, tmp_path / 'b').within_subject
 
 
 @pytest.mark.parametrize(

@@ -208,6 +208,43 @@ def test_a_video_at_two_sites_is_on_one_side():
     assert len(set(splits[video == one])) == 1
 
 
+def test_named_subjects_stay_together_with_their_near_duplicates():
+  examples, video = videos(40, 3)
+  # Two videos a patient, of views that have nothing in common.
+  named = examples._replace(
+    subject=np.array([f'p{v // 4:02d}{v % 2}' for v in video])
+  )
+  subject = splits_lib.together(named, 'content')
+  np.testing.assert_array_equal(subject, named.subject)
+  splits = splits_lib.split(named, mode='content')
+  for name in np.unique(named.subject):
+    assert len(set(splits[named.subject == name])) == 1
+  # A frame that two patients share connects them.
+  image = named.image.copy()
+  a, b = (np.flatnonzero(named.subject == name) for name in ('p000', 'p010'))
+  image[b[0]] = image[a[0]]
+  joined = splits_lib.together(named._replace(image=image), 'content')
+  assert set(joined[[*a, *b]]) == {'p000'}
+  assert len(set(joined)) == len(set(named.subject)) - 1
+
+
+@pytest.mark.parametrize('mode', ['subjects', 'blocks', 'csv', 'official'])
+def test_known_subjects_are_taken_at_their_word(mode):
+  examples, video = videos(6, 4)
+  named = examples._replace(subject=np.array([f'p{v // 4}' for v in video]))
+  assert splits_lib.together(named, mode) is named.subject
+  assert splits_lib.subjects_are_known(named, mode)
+
+
+def test_groups_stand_for_subjects_that_are_not_known():
+  examples, video = videos(6, 4)
+  for mode in ('content', 'official'):
+    assert not splits_lib.subjects_are_known(examples, mode)
+    groups = splits_lib.together(examples, mode)
+    assert len({*zip(groups, video)}) == len(set(groups)) == 6
+  assert splits_lib.subjects_are_known(examples, 'subjects')
+
+
 def test_too_few_groups_are_refused():
   examples, _ = videos(2, 6, sites=1)
   with pytest.raises(ValueError, match='has 2 groups of near-duplicate images'):
