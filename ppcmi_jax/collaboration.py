@@ -35,6 +35,9 @@ from ppcmi_jax import (
   standardisation,
 )
 from ppcmi_jax import (
+  examples as examples_lib,
+)
+from ppcmi_jax import (
   server as server_lib,
 )
 from ppcmi_jax import (
@@ -121,16 +124,25 @@ def _train_baseline(config, workdir, data):
       )
       for split in ('train', 'valid')
     }
-    sizes = [len(data.hospitals[name]['train'].case) for name in names]
+    # Repeated rows, so that each client weighs the same in the losses.
+    order = {
+      split: input_pipeline.balanced_order(
+        np.repeat(
+          range(len(names)),
+          [len(data.hospitals[name][split].case) for name in names],
+        )
+      )
+      for split in pooled
+    }
     trainer.fit(
       pooled['train'],
-      pooled['valid'],
+      examples_lib.take(pooled['valid'], order['valid']),
       seed=config.seed,
       directory=workdir.checkpoints(task),
       title=f'{config.method}, data of {", ".join(names)}',
       log=workdir.log,
       warn=logging.warning,
-      order=input_pipeline.balanced_order(np.repeat(range(len(sizes)), sizes)),
+      order=order['train'],
     )
 
 

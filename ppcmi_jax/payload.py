@@ -27,7 +27,6 @@ Axes: M images, h, w sides of a latent, C channels.
 
 import functools
 import math
-import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -36,7 +35,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppcmi_jax import examples as examples_lib
-from ppcmi_jax import score_table
+from ppcmi_jax import metrics, score_table, tables
 from ppcmi_jax.sealed import chacha, envelope, mixing
 
 Latents = Mapping[str, np.ndarray]
@@ -107,8 +106,8 @@ def payload(config: Any, run: Any) -> dict[str, Any]:
 
 
 def mean_dice(row: Mapping[str, Any]) -> float:
-  """Returns the mean over clients of a row of `payload`."""
-  return statistics.mean(row['dice'].values())
+  """Returns the mean of a row of `payload` over clients with a structure."""
+  return metrics.mean_defined([tables.number(d) for d in row['dice'].values()])
 
 
 def _least(rows, word, dice):

@@ -132,29 +132,42 @@ def _reference(segmentation, key) -> float:
 
 def _mean(segmentation: Mapping[str, Any], metric: str) -> tables.Interval:
   """Averages a score over structures, then clients, with its interval."""
-  values, draws = [], []
-  for k, parts in enumerate(segmentation.values()):
-    scores = parts['scores']
-    if scores['mean'][metric] is None:  # no structure to score
-      continue
-    values.append(scores['mean'][metric])
-    rows = scores['per_case']
-    names = sorted({row['class'] for row in rows})
-    cases = sorted({row['index'] for row in rows})
-    table = np.full((len(cases), len(names)), np.nan)
-    subject = {row['index']: row['subject'] for row in rows}
-    for row in rows:
-      if row[metric] is not None:
-        where = cases.index(row['index']), names.index(row['class'])
-        table[where] = row[metric]
-    table = table[
-      :, [scores[n]['n'] - scores[n]['n_spurious'] > 0 for n in names]
-    ]
-    of_classes = intervals.bootstrap_means(
-      table, subject=np.array([subject[i] for i in cases]), seed=k
-    )
-    draws.append(intervals.mean_of_columns(of_classes, table))
-  if not values:
+  scored = [
+    (client, parts['scores'])
+    for client, parts in segmentation.items()
+    if parts['scores']['mean'][metric] is not None  # some structure to score
+  ]
+  if not scored:
     return tables.Interval(math.nan, math.nan, math.nan)
+  values = [scores['mean'][metric] for _, scores in scored]
+  # A column a client and structure, a row a case: clients that are tested on
+  # the same cases get the same draws of their subjects.
+  columns = [
+    (client, name)
+    for client, scores in scored
+    for name in sorted({row['class'] for row in scores['per_case']})
+    if scores[name]['n'] > scores[name]['n_spurious']
+  ]
+  subject = {
+    row['case']: row['subject']
+    for _, scores in scored
+    for row in scores['per_case']
+  }
+  cases = sorted(subject)
+  table = np.full((len(cases), len(columns)), np.nan)
+  place = {key: n for keys in (cases, columns) for n, key in enumerate(keys)}
+  for client, scores in scored:
+    for row in scores['per_case']:
+      column = client, row['class']
+      if row[metric] is not None and column in place:
+        table[place[row['case']], place[column]] = row[metric]
+  of_columns = intervals.bootstrap_means(
+    table, subject=[subject[case] for case in cases]
+  )
+  draws = [
+    intervals.mean_of_columns(of_columns[:, here], table[:, here])
+    for client, _ in scored
+    for here in [[c == client for c, _ in columns]]
+  ]
   low, high = intervals.percentile_interval(np.mean(draws, axis=0))
   return tables.Interval(float(np.mean(values)), float(low), float(high))

@@ -56,10 +56,13 @@ def optimizer(
     raise ValueError(
       f"schedule: expected 'constant' or 'cosine', found {schedule!r}"
     )
+  warmup = max(1, steps // 20)
   rate = optax.warmup_cosine_decay_schedule(
-    0.0, learning_rate, max(1, steps // 20), max(2, steps)
+    learning_rate / warmup, learning_rate, warmup, max(2, steps)
   )
-  kernels = lambda params: jax.tree.map(lambda p: p.ndim > 1, params)
+  kernels = lambda params: jax.tree_util.tree_map_with_path(
+    lambda path, _: path[-1].key == 'kernel', params
+  )
   return optax.adamw(rate, weight_decay=weight_decay, mask=kernels)
 
 

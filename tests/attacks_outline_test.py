@@ -144,6 +144,15 @@ def test_bad_input_is_refused():
     outline.fit(words(6, 0), np.zeros((6, 30, 32), np.uint8))
 
 
+@pytest.mark.parametrize('filled', [0, 1, 2, 7, 100])
+def test_what_is_held_out_has_foreground(filled):
+  some = np.arange(100) < filled
+  for seed in range(5):
+    train, valid = outline._held_out(some, np.random.default_rng(seed))
+    assert sorted([*train, *valid]) == list(range(100))
+    assert some[train].sum() == filled - max(filled // 5, filled > 1)
+
+
 def test_dice_is_of_cases_with_foreground():
   truth = np.zeros((2, 4, 4), bool)
   truth[0, :2] = True

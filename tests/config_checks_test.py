@@ -8,6 +8,16 @@ from configs import smoke
 from ppcmi_jax import collaboration
 
 
+def test_no_mask_is_mixed_with_itself_alone(tmp_path):
+  config = config_of(tmp_path)
+  config.microbatches = 4
+  with pytest.raises(
+    ValueError, match=r'batch_size: .* at least 8.*found 4; .*latent_mixing=0'
+  ):
+    collaboration.train(config, tmp_path / 'w')
+  assert not (tmp_path / 'w').exists()
+
+
 def config_of(folder, method='ppcmi_sf'):
   config = smoke.get_config(method)
   config.data_dir = str(folder / 'data')

@@ -26,6 +26,13 @@ def relu_latents(count, seed=0):
   }
 
 
+def test_a_client_without_structures_is_in_no_mean():
+  # None is what a file makes of NaN.
+  for undefined in (math.nan, None):
+    row = {'dice': {'a': 0.8, 'b': undefined, 'c': 0.6}}
+    assert payload.mean_dice(row) == pytest.approx(0.7)
+
+
 @pytest.mark.parametrize('bits, expected', DISTORTION.items())
 def test_mixed_latents_err_as_gaussians_do(bits, expected):
   latents = relu_latents(20)

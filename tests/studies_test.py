@@ -195,6 +195,37 @@ def test_a_client_without_structures_is_in_no_mean(config):
     assert tables.show(none[name]) == '-', name
 
 
+def test_clients_tested_on_the_same_cases_are_no_more_cases():
+  rng = np.random.default_rng(0)
+  dice = rng.uniform(0.5, 1, 20)
+
+  def parts(prefix):
+    rows = [
+      {
+        'index': i,
+        'case': f'{prefix}c{i:02d}',
+        'subject': f'{prefix}s{i:02d}',
+        'class': 'organ',
+        'dice': value,
+      }
+      for i, value in enumerate(dice)
+    ]
+    scores = {
+      'mean': {'dice': dice.mean()},
+      'organ': {'n': 20, 'n_spurious': 0},
+      'per_case': rows,
+    }
+    return {'scores': scores}
+
+  width = lambda found: found.high - found.low
+  one = study_tables._mean({'a': parts('')}, 'dice')
+  same = study_tables._mean({k: parts('') for k in 'abc'}, 'dice')
+  apart = study_tables._mean({k: parts(k) for k in 'abc'}, 'dice')
+  assert tuple(same) == pytest.approx(tuple(one))
+  # Three times as many independent cases: an interval of 1 / sqrt(3).
+  assert width(apart) == pytest.approx(width(one) / 3**0.5, rel=0.1)
+
+
 def test_a_run_that_was_not_scored_to_the_end_is_not_done(config, tmp_path):
   variant = study_plans.Variant('all', config)
   file = tmp_path / 'all' / 'eval' / 'results.json'

@@ -206,6 +206,16 @@ def test_unknown_schedule_is_an_error():
     train_step.optimizer(learning_rate=1.0, steps=1, schedule='linear')
 
 
+def test_the_first_step_learns_and_kernels_alone_decay():
+  params = {'kernel': jnp.ones((2, 2)), 'bias': jnp.ones((2, 2))}
+  zero = jax.tree.map(jnp.zeros_like, params)
+  tx = train_step.optimizer(learning_rate=0.1, steps=40, weight_decay=0.5)
+  updates, _ = tx.update(zero, tx.init(params), params)
+  # The first of two steps of warm-up.
+  np.testing.assert_allclose(updates['kernel'], -0.5 * 0.05, rtol=1e-6)
+  np.testing.assert_array_equal(updates['bias'], 0)
+
+
 def losses_of_steps(num_steps=3):
   """Returns the losses of the first steps, and the BatchNorm statistics."""
   one = tasks.image_reconstruction(

@@ -132,7 +132,7 @@ def fit(
       f'{list(sides)}, found {list(truth.shape)}'
     )
   rng = np.random.default_rng(seed)
-  train, valid = np.split(rng.permutation(count), [-(-4 * count // 5)])
+  train, valid = _held_out(truth.any((1, 2)), rng)
   share = (truth[train].sum(0) + 0.5) / (len(train) + 1)
   log_odds = np.float32(np.log(share / (1 - share)))
   share_in_cells = share.reshape(sides[0], cell, sides[1], cell).mean((1, 3))
@@ -165,7 +165,8 @@ def fit(
     ]
     return np.concatenate(parts)
 
-  level = _best_level(logits(x[valid]), truth[valid])
+  judged = valid if truth[valid].any() else np.arange(count)
+  level = _best_level(logits(x[judged]), truth[judged])
   prior = log_odds > _best_level(
     np.broadcast_to(log_odds, truth[train].shape), truth[train]
   )
@@ -191,6 +192,17 @@ def dice(prediction: np.ndarray, truth: np.ndarray) -> float:
   both = np.sum(prediction & truth, axis=(1, 2))[some]
   total = prediction.sum((1, 2))[some] + truth.sum((1, 2))[some]
   return float(np.mean(2 * both / total))
+
+
+def _held_out(filled, rng):
+  """Returns rows to train on and a fifth held out, of filled masks and not."""
+  train, valid = [], []
+  for some in (True, False):
+    rows = rng.permutation(np.flatnonzero(filled == some))
+    end = len(rows) - max(len(rows) // 5, len(rows) > 1)
+    train.append(rows[:end])
+    valid.append(rows[end:])
+  return np.concatenate(train), np.concatenate(valid)
 
 
 def _best_level(logits, truth):

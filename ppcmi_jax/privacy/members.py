@@ -3,8 +3,8 @@
 Sixteen small mapping networks are trained on random halves of the subjects,
 each the target in turn (the threat and the attacks: `attacks.membership`). They
 are trained as the run's is: on latents of the clients' contributions, augmented
-copies included, as many times over, by its optimiser. Only they are smaller,
-see half of the cases, and know no DP-SGD. Three experiments:
+copies included, as many times over, by its step, loss and optimiser. Only they
+are smaller, see half of the cases, and know no DP-SGD. Three experiments:
 
   mapping   as above
   overfit   positive control: no copies, no dropout, few subjects, long
@@ -17,6 +17,7 @@ the decoded mask.
 Axes: M networks, N cases, R rows, that is cases and copies of them.
 """
 
+import functools
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
@@ -28,6 +29,7 @@ import optax
 from ppcmi_jax import examples as examples_lib
 from ppcmi_jax import (
   images,
+  input_pipeline,
   learners,
   models,
   standardisation,
@@ -226,6 +228,7 @@ def _losses(config, decode, data, member, steps, options, title):
     models.MODELS[config.mapping](relu=False, **small),
     image_statistics=statistics['image'],
     mask_statistics=statistics['mask'],
+    weigh=config.sensitivity,
   )
   tx = train_step.optimizer(
     learning_rate=config.mapping_learning_rate,
@@ -234,21 +237,9 @@ def _losses(config, decode, data, member, steps, options, title):
     weight_decay=config.weight_decay,
   )
 
-  @jax.jit
-  def step(variables, state, batch, key):
-    def loss(params):
-      value, (_, new) = task.loss(
-        {**variables, 'params': params}, batch, key, True
-      )
-      return value, new
-
-    grads, new = jax.grad(loss, has_aux=True)(variables['params'])
-    updates, state = tx.update(grads, state, variables['params'])
-    params = optax.apply_updates(variables['params'], updates)
-    return {**new, 'params': params}, state
-
+  step = train_step.make_train_step(task, tx)
+  init = jax.jit(functools.partial(train_step.init_state, task, tx))
   predict = jax.jit(task.predict)
-  init = jax.jit(task.init)
 
   cases = examples_lib.take(pairs, np.arange(count))
   client = cases['client']
@@ -271,19 +262,21 @@ def _losses(config, decode, data, member, steps, options, title):
 
   measured = []
   for number, members in enumerate(member):
-    rng, key = np.random.default_rng(number), jax.random.key(number)
-    rows, order = np.flatnonzero(members[data.case]), np.zeros(0, int)
-    variables = init(key, examples_lib.take(pairs, rows[:1]))
-    state = tx.init(variables['params'])
-    size = min(config.mapping_batch_size, len(rows))
+    key = jax.random.key(number)
+    rows = np.flatnonzero(members[data.case])
+    order = rows[input_pipeline.balanced_order(pairs['client'][rows])]
+    state = init(key, examples_lib.take(pairs, rows[:1]))
+    state = train_step.replicate(state)
     for i in range(steps):
-      if len(order) < size:
-        order = rng.permutation(rows)
-      batch, order = examples_lib.take(pairs, order[:size]), order[size:]
-      variables, state = step(
-        variables, state, batch, jax.random.fold_in(key, i)
+      batch = input_pipeline.batch_at(
+        pairs,
+        i,
+        order=order,
+        batch_size=config.mapping_batch_size,
+        seed=number,
       )
-    measured.append(measure(variables))
+      state, _ = step(state, batch, key)
+    measured.append(measure(state.variables))
     print(
       f'membership, {title}: network {number + 1}/{len(member)}', flush=True
     )
