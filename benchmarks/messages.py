@@ -8,7 +8,7 @@ import jax
 from benchmarks import measure, networks
 from benchmarks import sizes as sizes_lib
 from ppcmi_jax import learners, wire
-from ppcmi_jax.sealed import body, sealing, session
+from ppcmi_jax.sealed import sealing, session
 
 ROUTE = {
   'client': 'A',
@@ -54,11 +54,11 @@ def _sealed(latents, config, batch) -> measure.Case:
     return draft, cover(streams, latents)
 
   def seal(sent):
-    return session.seal(*sent)
+    return sealing.seal(*sent)
 
   def open_message(data):
     opened = sealing.open(data, key, **ROUTE, dtype=dtype)
-    return session.streams_of(opened), body.join(opened.masked)
+    return session.streams_of(opened), opened.words
 
   def uncover_latents(opened):
     return uncover(*opened)

@@ -143,7 +143,7 @@ def _sealed(latents, dtype):
     )
     z = {name: z[i : i + 1] for name, z in latents.items()}
     covered = protect(session.streams_of(draft), z)
-    rows.append(read(session.seal(draft, covered)))
+    rows.append(read(sealing.seal(draft, covered)))
   return {name: np.concatenate([row[name] for row in rows]) for name in latents}
 
 

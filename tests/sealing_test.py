@@ -17,7 +17,7 @@ from cryptography.hazmat.primitives.kdf import hkdf
 from hypothesis import strategies as st
 
 from ppcmi_jax import wire
-from ppcmi_jax.sealed import envelope, masking, mixing, sealing
+from ppcmi_jax.sealed import body, envelope, masking, mixing, sealing
 
 KEY = bytes(range(32))
 SHAPES = {'s3': (2, 2, 2, 2), 'b': (2, 1, 1, 5)}
@@ -39,8 +39,8 @@ def draft_of(key=KEY, dtype='int8', shapes=None, counter=7, **changes):
   )
 
 
-def masked_of(dtype='int8', shapes=None, seed=0):
-  rng = np.random.default_rng(seed)
+def masked_of(dtype='int8', shapes=None):
+  rng = np.random.default_rng(0)
   return {
     name: {
       'words': rng.integers(
@@ -52,8 +52,12 @@ def masked_of(dtype='int8', shapes=None, seed=0):
   }
 
 
+def words_of(*args):
+  return body.join(masked_of(*args))
+
+
 def message_of(**changes):
-  return sealing.seal(draft_of(**changes), masked_of())
+  return sealing.seal(draft_of(**changes), words_of())
 
 
 MASKED = masked_of()
@@ -100,13 +104,13 @@ def test_layout_is_that_of_the_table():
 
   key = derive(KEY, nonce, 'message', 'clinic-1', 'query', 'image', '3')
   key = derive(key, b'', 'seal')
-  body = aead.AESGCM(key).decrypt(bytes(12), DATA[HEADER_BYTES:], header)
+  plain = aead.AESGCM(key).decrypt(bytes(12), DATA[HEADER_BYTES:], header)
   expected = b''.join(
     MASKED[name][part].tobytes()
     for part in ('words', 'numbers')
     for name in ('b', 's3')
   )
-  assert body == expected
+  assert plain == expected
   assert len(DATA) == HEADER_BYTES + len(expected) + 16
 
 
@@ -114,13 +118,14 @@ def test_layout_is_that_of_the_table():
 def test_open_undoes_seal(dtype):
   draft = draft_of(dtype=dtype)
   masked = masked_of(dtype)
-  data = sealing.seal(draft, jax.tree.map(jnp.asarray, masked))
+  data = sealing.seal(draft, jnp.asarray(body.join(masked)))
   opened = sealing.open(data, KEY, **ROUTE, dtype=dtype, message_id=MESSAGE_ID)
   assert opened.header == draft.header == envelope.read(data)
   assert list(opened.header.shapes) == ['b', 's3']
+  parts = body.split(opened.words, SHAPES, dtype=dtype)
   for name, entry in masked.items():
     for part, array in entry.items():
-      found = opened.masked[name][part]
+      found = parts[name][part]
       assert found.dtype == array.dtype and found.shape == array.shape
       assert found.tobytes() == array.tobytes()
     for kind in ('mix_keys', 'mask_keys'):
@@ -133,11 +138,10 @@ def test_open_undoes_seal(dtype):
 @hypothesis.settings(max_examples=50, deadline=None)
 def test_any_words_cross_bit_by_bit(data):
   shapes = {'x': (1, 13)}
-  words = np.frombuffer(data, np.uint32)
-  masked = {'x': {'words': words, 'numbers': np.zeros([1, 2], np.float32)}}
+  words = np.frombuffer(data + bytes(8), np.uint32)
   draft = draft_of(dtype='float32', shapes=shapes)
-  opened = sealing.open(sealing.seal(draft, masked), KEY, **ROUTE)
-  assert opened.masked['x']['words'].tobytes() == data
+  opened = sealing.open(sealing.seal(draft, words), KEY, **ROUTE)
+  assert opened.words.tobytes() == data + bytes(8)
 
 
 def test_every_key_differs():
@@ -183,11 +187,13 @@ def test_no_caller_chooses_the_nonce():
 
 def test_a_draft_seals_once():
   draft = draft_of()
-  with pytest.raises(ValueError, match='words'):
-    sealing.seal(draft, masked_of('float32'))  # spends nothing
-  sealing.seal(draft, MASKED)
+  words = words_of()
+  for wrong in (words_of('float32'), words.view(np.float32), words[None]):
+    with pytest.raises(ValueError, match='words'):
+      sealing.seal(draft, wrong)  # spends nothing
+  sealing.seal(draft, words)
   with pytest.raises(ValueError, match='draft: expected an unused one'):
-    sealing.seal(draft, MASKED)
+    sealing.seal(draft, words)
 
 
 def test_size_depends_on_shapes_alone():
@@ -206,7 +212,7 @@ OFFICIAL = {'s3': (1, 32, 32, 64), 's4': (1, 16, 16, 128), 'b': (1, 8, 8, 256)}
 @pytest.mark.parametrize('dtype', masking.DTYPES)
 def test_overhead_at_the_official_size(dtype):
   data = sealing.seal(
-    draft_of(dtype=dtype, shapes=OFFICIAL), masked_of(dtype, OFFICIAL)
+    draft_of(dtype=dtype, shapes=OFFICIAL), words_of(dtype, OFFICIAL)
   )
   latent_bytes = 114688 * masking.DTYPES[dtype].itemsize
   assert len(data) - latent_bytes == 328
@@ -220,7 +226,7 @@ def test_every_bit_of_header_tag_and_body_counts():
 
 
 def test_sampled_bits_of_a_long_body_count():
-  data = sealing.seal(draft_of(shapes=OFFICIAL), masked_of('int8', OFFICIAL))
+  data = sealing.seal(draft_of(shapes=OFFICIAL), words_of('int8', OFFICIAL))
   rng = np.random.default_rng(0)
   for place in rng.integers(0, len(data), 100):
     changed = bytearray(data)
@@ -293,10 +299,10 @@ def test_bad_numbers_are_not_sent_and_not_believed(monkeypatch):
     masked = masked_of()
     masked['b']['numbers'][1, 0] = bad
     with pytest.raises(ValueError, match=r"latent 'b'.*NaN"):
-      sealing.seal(draft_of(), masked)
+      sealing.seal(draft_of(), body.join(masked))
     with monkeypatch.context() as context:
       context.setattr(np, 'isfinite', np.ones_like)
-      data = sealing.seal(draft_of(), masked)
+      data = sealing.seal(draft_of(), body.join(masked))
     refuse(data)
 
 
@@ -442,17 +448,18 @@ def test_the_journey_of_latents(dtype, error, monkeypatch):
   for _ in range(2):
     draft = draft_of(dtype=dtype, shapes=shapes)
     masked = protect(draft.mix_keys, draft.mask_keys, latents)
-    data = sealing.seal(draft, masked)
+    data = sealing.seal(draft, body.join(masked))
     words = np.concatenate([entry['words'] for entry in masked.values()])
-    body = data[envelope.header_bytes(draft.header) : -16]
-    bodies += [words.astype('<u4').tobytes(), body]
+    sealed = data[envelope.header_bytes(draft.header) : -16]
+    bodies += [words.astype('<u4').tobytes(), sealed]
     opened = sealing.open(data, KEY, **ROUTE)
-    found = reveal(opened.mix_keys, opened.mask_keys, opened.masked, latents)
+    parts = body.split(opened.words, shapes, dtype=dtype)
+    found = reveal(opened.mix_keys, opened.mask_keys, parts, latents)
     for name, z in latents.items():
       difference = np.linalg.norm(found[name] - z) / np.linalg.norm(z)
       assert difference < error
   size = min(map(len, bodies))
-  streams = [np.frombuffer(body[:size], np.uint8) for body in bodies]
+  streams = [np.frombuffer(of[:size], np.uint8) for of in bodies]
   for stream in streams:
     counts = np.bincount(stream, minlength=256)
     assert scipy.stats.chisquare(counts).pvalue > 1e-6

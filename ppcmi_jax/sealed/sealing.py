@@ -26,9 +26,7 @@ with which model and shapes. The receiver has the keys and sees the latents.
   ...              modality='image', model_id='demo')
   >>> draft = sealing.draft(key, **route, dtype='int8', counter=1,
   ...                       shapes={'b': (1, 8, 8, 256)})
-  >>> masked = {'b': {'words': np.zeros(4096, np.uint32),
-  ...                 'numbers': np.ones([1, 2], np.float32)}}
-  >>> data = sealing.seal(draft, masked)
+  >>> data = sealing.seal(draft, np.zeros(4096 + 2, np.uint32))
   >>> len(data) - 8 * 8 * 256
   240
   >>> sealing.open(data, key, **route).header.shapes
@@ -42,6 +40,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from cryptography import exceptions
 from cryptography.hazmat.primitives.ciphers import aead
+from numpy.typing import ArrayLike
 
 from ppcmi_jax import keyring
 from ppcmi_jax.sealed import body, chacha, envelope
@@ -79,14 +78,13 @@ class Opened(NamedTuple):
   Attributes:
     header: proven too.
     mix_keys, mask_keys: as in Draft.
-    masked: {name: {'words': uint32 [N], 'numbers': float32 [B, 2], finite}},
-      for `masking.unmask`.
+    words: uint32 [N], for `body.split`; its numbers are finite.
   """
 
   header: Header
   mix_keys: dict[str, np.ndarray]
   mask_keys: dict[str, np.ndarray]
-  masked: dict[str, dict[str, np.ndarray]]
+  words: np.ndarray
 
   def __repr__(self):
     return f'Opened({self.header.message_id.hex()})'
@@ -133,38 +131,28 @@ def draft(
   return Draft(header, *_derive(message_key(key, header), header.shapes))
 
 
-def seal(draft: Draft, masked: Mapping[str, Mapping[str, Any]]) -> bytes:
+def seal(draft: Draft, words: ArrayLike) -> bytes:
   """Encrypts and authenticates a message; works once for a draft.
 
   Args:
     draft: what `draft` gave.
-    masked: {name: {'words': uint32 [N], 'numbers': float32 [B, 2]}}, arrays of
-      NumPy or JAX, from `masking.mask` with the draft's keys.
+    words: uint32 [N], of NumPy or JAX: what `masking.mask` made with the
+      draft's keys, joined by `body.join`.
 
   Returns:
     The message.
 
   Raises:
-    ValueError: for arrays that don't fit the draft's shapes, numbers that are
+    ValueError: for words that don't fit the draft's shapes, numbers that are
       NaN or infinite (as those of latents with a NaN are), and a used draft.
   """
   header = draft.header
-  if not isinstance(masked, Mapping) or set(masked) != set(header.shapes):
-    raise envelope.error(
-      'masked', f'latents {sorted(header.shapes)}', envelope.shown(masked)
-    )
-  checked = {}
-  for name, shape in header.shapes.items():
-    entry = checked[name] = {
-      part: np.asarray(array) for part, array in masked[name].items()
-    }
-    for part, dtype, expected in envelope.parts(shape, header.dtype):
-      array = entry.get(part, np.zeros(0))
-      if array.dtype != dtype or array.shape != expected:
-        found = f'{array.dtype} {list(array.shape)}'
-        raise envelope.error(
-          f'{name} {part}', f'{dtype} {list(expected)}', found
-        )
+  words = np.asarray(words)
+  if words.dtype != np.uint32 or words.ndim != 1:
+    found = f'{words.dtype} {list(words.shape)}'
+    raise envelope.error('words', 'uint32 [N]', found)
+  parts = body.split(words, header.shapes, dtype=header.dtype)
+  for name, entry in parts.items():
     if not np.isfinite(entry['numbers']).all():
       todo = 'check the model that made the latents, or send a wider dtype'
       raise envelope.error(
@@ -176,7 +164,7 @@ def seal(draft: Draft, masked: Mapping[str, Mapping[str, Any]]) -> bytes:
     todo = 'draft another: two messages under one key reveal both'
     raise envelope.error('draft', 'an unused one', 'a used one', todo) from None
   associated = envelope.pack(header)
-  plain = body.join(checked).astype('<u4', copy=False).tobytes()
+  plain = words.astype('<u4', copy=False).tobytes()
   return associated + aead.AESGCM(seal_key).encrypt(_IV, plain, associated)
 
 
@@ -280,10 +268,10 @@ def _open(data, derive, expected, like):
   except exceptions.InvalidTag:
     return None
   words = np.frombuffer(plain, '<u4').astype(np.uint32, copy=False)
-  masked = body.split(words, header.shapes, dtype=header.dtype)
-  if not all(np.isfinite(entry['numbers']).all() for entry in masked.values()):
+  parts = body.split(words, header.shapes, dtype=header.dtype)
+  if not all(np.isfinite(entry['numbers']).all() for entry in parts.values()):
     return None
-  return Opened(header, mix_keys, mask_keys, masked)
+  return Opened(header, mix_keys, mask_keys, words)
 
 
 def _derive(key, names):

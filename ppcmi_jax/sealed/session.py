@@ -114,7 +114,8 @@ def make(
       shapes={scale: z.shape for scale, z in like.items()},
       counter=party.ledger.reserve(key.epoch),
     )
-    return channel.Draft(streams_of(message), functools.partial(seal, message))
+    seal = functools.partial(sealing.seal, message)
+    return channel.Draft(streams_of(message), seal)
 
   def try_key(data, header, key, like, **expected):
     expected = {
@@ -192,7 +193,7 @@ def _opened(opened: sealing.Opened) -> channel.Opened:
     header.message_id,
     next(iter(header.shapes.values()))[0],
     streams_of(opened),
-    body.join(opened.masked),
+    opened.words,
   )
 
 
@@ -225,13 +226,6 @@ def _keystream(key, num_words):
   )
   stream = cipher.encryptor().update(bytes(4 * num_words))
   return np.frombuffer(stream, '<u4').astype(np.uint32, copy=False)
-
-
-def seal(draft: sealing.Draft, covered: Any) -> bytes:
-  """Returns the message of a draft and of what `codec` covered for it."""
-  header = draft.header
-  masked = body.split(np.asarray(covered), header.shapes, dtype=header.dtype)
-  return sealing.seal(draft, masked)
 
 
 @functools.cache
