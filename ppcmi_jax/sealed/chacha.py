@@ -16,6 +16,7 @@ constant time; ChaCha20 has no table or branch that depends on the key.
   ['0xade0b876', '0x903df1a0']
 """
 
+import functools
 from collections.abc import Mapping
 
 import jax
@@ -23,18 +24,21 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
+from ppcmi_jax.sealed import envelope
+
 KEY_BYTES = 32
 BLOCK_WORDS = 16
 MAX_WORDS = 2**28  # 1 GiB; one XLA array of blocks, far below 2^32 blocks
 
 _CONSTANTS = np.frombuffer(b'expand 32-byte k', '<u4').astype(np.uint32)
+_error = functools.partial(envelope.error, todo='use chacha.key_words')
 
 
 def key_words(key: bytes) -> np.ndarray:
   """Returns a 32-byte key as uint32 [8]; ValueError for another length."""
   if not isinstance(key, bytes) or len(key) != KEY_BYTES:
     found = len(key) if isinstance(key, bytes) else type(key).__name__
-    raise _error('key', f'{KEY_BYTES} bytes', found, 'use keyring.derive')
+    raise _error('key', f'{KEY_BYTES} bytes', found, todo='use keyring.derive')
   return np.frombuffer(key, '<u4').astype(np.uint32)
 
 
@@ -92,7 +96,7 @@ def keystream(
   """
   if not 0 <= num_words <= MAX_WORDS:
     expected = f'0 to {MAX_WORDS}'
-    raise _error('num_words', expected, num_words, 'send smaller batches')
+    raise _error('num_words', expected, num_words, todo='send smaller batches')
   counters = jnp.arange(-(-num_words // BLOCK_WORDS), dtype=jnp.uint32)
   return blocks(key, counters, nonce).reshape(-1)[:num_words]
 
@@ -117,7 +121,7 @@ def keystreams(
   if sum(num_words.values()) > MAX_WORDS:
     expected = f'0 to {MAX_WORDS}'
     total = sum(num_words.values())
-    raise _error('num_words', expected, total, 'send smaller batches')
+    raise _error('num_words', expected, total, todo='send smaller batches')
   sizes = [-(-num_words[name] // BLOCK_WORDS) for name in keys]
   counters = np.concatenate([np.arange(n, dtype=np.uint32) for n in sizes])
   each = []
@@ -158,7 +162,3 @@ def _as_words(value):
   if value.dtype != jnp.uint32:
     raise _error('key, counters and nonce', 'uint32', value.dtype)
   return value
-
-
-def _error(name, expected, found, todo='use chacha.key_words'):
-  return ValueError(f'{name}: expected {expected}, found {found}; {todo}')

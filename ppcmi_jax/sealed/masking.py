@@ -40,6 +40,7 @@ A latent with a NaN or infinity (after rounding) gets a NaN scale, which
   [[[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]]
 """
 
+import functools
 import math
 from collections.abc import Mapping
 from typing import Any
@@ -49,7 +50,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from ppcmi_jax.sealed import chacha
+from ppcmi_jax.sealed import chacha, envelope
 
 DTYPES = {
   'float32': np.dtype(np.float32),
@@ -57,6 +58,10 @@ DTYPES = {
   'float16': np.dtype(np.float16),
   'int8': np.dtype(np.int8),
 }
+
+_error = functools.partial(
+  envelope.error, todo='use what belongs to this message'
+)
 
 
 def mask(
@@ -294,7 +299,3 @@ def _check_words(words):
 def _check_names(one, other):
   if one.keys() != other.keys():
     raise _error('names', sorted(other), sorted(one))
-
-
-def _error(name, expected, found, todo='use what belongs to this message'):
-  return ValueError(f'{name}: expected {expected}, found {found}; {todo}')

@@ -57,11 +57,14 @@ import numpy as np
 from jax import lax
 
 from ppcmi_jax import keyed
-from ppcmi_jax.sealed import chacha
+from ppcmi_jax.sealed import chacha, envelope
 
 NUM_ROUNDS = 3
 
 _MAX_HADAMARD = 16  # larger Hadamards are products of these, and dearer
+_error = functools.partial(
+  envelope.error, todo='use what init made for these latents'
+)
 
 
 class Secret(NamedTuple):
@@ -301,7 +304,3 @@ def _check_secret(secret, shape):
   found = getattr(getattr(secret, 'signs', None), 'shape', None)
   if not isinstance(secret, Secret) or found != expected:
     raise _error('secret', f'one of shape {expected}', found)
-
-
-def _error(name, expected, found, todo='use what init made for these latents'):
-  return ValueError(f'{name}: expected {expected}, found {found}; {todo}')
