@@ -12,22 +12,35 @@ of arrays that anybody may jit together with a network.
 
 Two kinds exist: `keyed_channel` for the transforms of `keyed` (klt, none), and
 `sealed.session` for the hardened protection. Latents are {scale: [B, h, w, C]}.
+
+What both formats of messages, `wire` and `sealed.envelope`, may say of where
+they belong stands here too, and how much they may hold.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+CLIENT = re.compile('[A-Za-z0-9][A-Za-z0-9._-]{0,63}')  # safe in file names
+LATENT = re.compile('[A-Za-z0-9_]{1,16}')
+# Sealed headers have the places in these two, and this rank's dimensions.
+DIRECTIONS = ('query', 'reply', 'contribution')
+MODALITIES = ('image', 'mask')
+MAX_RANK = 5
+MAX_LATENTS = 8
+MAX_MESSAGE_BYTES = 2**30
+
 
 class Route(NamedTuple):
   """Where a message belongs.
 
   Attributes:
-    client: whose keys protect it, whatever its direction.
-    direction: 'query', 'reply' or 'contribution'.
-    modality: 'image' or 'mask'.
+    client: whose keys protect it, whatever its direction; matches CLIENT.
+    direction: one of DIRECTIONS.
+    modality: one of MODALITIES.
     message_id: 16 bytes; a reply carries its query's, a pair shares one.
   """
 

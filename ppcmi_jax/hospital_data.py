@@ -1,14 +1,13 @@
 """The data of a run: read, split, and dealt to its hospitals."""
 
-import re
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
 from absl import logging
 
+from ppcmi_jax import channel, input_pipeline, partitions, processes, splits
 from ppcmi_jax import examples as examples_lib
-from ppcmi_jax import input_pipeline, partitions, processes, splits
 from ppcmi_jax import workdir as workdir_lib
 
 
@@ -80,7 +79,7 @@ def load(config: Any, workdir: workdir_lib.Workdir) -> Data:
   if config.clients:
     hospitals = {name: hospitals[name] for name in config.clients}
   for name in hospitals:
-    if not re.fullmatch(r'[A-Za-z0-9][A-Za-z0-9._-]{0,63}', name):
+    if not channel.CLIENT.fullmatch(name):
       raise ValueError(
         f'site {name!r}: expected a name of up to 64 letters, digits and ._-, '
         'as it names files and stands in messages; rename the site'

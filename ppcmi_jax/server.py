@@ -19,7 +19,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from ppcmi_jax import channel as channel_lib
-from ppcmi_jax import wire
 from ppcmi_jax.keyring import files
 
 
@@ -162,7 +161,7 @@ def read_contributions(
 
 
 def _read(path: pathlib.Path) -> bytes:
-  size, most = path.stat().st_size, wire.MAX_MESSAGE_BYTES
+  size, most = path.stat().st_size, channel_lib.MAX_MESSAGE_BYTES
   if size > most:
     raise ValueError(f'expected at most {most} bytes, found {size}')
   return path.read_bytes()

@@ -24,8 +24,8 @@ The header is one object with exactly these fields:
   direction   'query', 'reply' or 'contribution'
   dtype       of the payload: 'float32', 'bfloat16' or 'float16'
   key_id      16 hex digits; also '' where protection is 'none'
-  latents     {name: [B, ..., C]}: 1 to MAX_LATENTS names of 1 to 16 of A-Z a-z
-              0-9 _; 2 to MAX_RANK dimensions, each at least 1, one B for all
+  latents     {name: [B, ..., C]}: 1 to 8 names of 1 to 16 of A-Z a-z 0-9 _; 2
+              to 5 dimensions, each at least 1, one B for all
   message_id  32 hex digits
   modality    'image' or 'mask'
   protection  'klt' (the keyed linear transform), 'official' (that of the
@@ -63,12 +63,11 @@ from typing import Any, NamedTuple
 import jax.numpy as jnp
 import numpy as np
 
+from ppcmi_jax import channel
+
 MAGIC = b'\x89PPCMI\r\n'
 VERSION = 1
 MAX_HEADER_BYTES = 4096
-MAX_LATENTS = 8
-MAX_RANK = 5
-MAX_MESSAGE_BYTES = 2**30
 
 DTYPES = {
   'float32': np.dtype(np.float32),
@@ -78,15 +77,15 @@ DTYPES = {
 CHOICES = {
   'dtype': tuple(DTYPES),
   'protection': ('klt', 'official', 'none'),
-  'direction': ('query', 'reply', 'contribution'),
-  'modality': ('image', 'mask'),
+  'direction': channel.DIRECTIONS,
+  'modality': channel.MODALITIES,
 }
 
 _WORDS = {name: np.dtype(f'<u{d.itemsize}') for name, d in DTYPES.items()}
 _PREFIX = struct.Struct('<8sII')
 _CHECKSUM = struct.Struct('<I')
 _PATTERNS = {
-  'client': ('[A-Za-z0-9][A-Za-z0-9._-]{0,63}', '1 to 64 of A-Z a-z 0-9 . _ -'),
+  'client': (channel.CLIENT, '1 to 64 of A-Z a-z 0-9 . _ -'),
   'key_id': ('[0-9a-f]{16}', '16 hex digits'),
   'message_id': ('[0-9a-f]{32}', '16 bytes as 32 hex digits'),
 }
@@ -262,17 +261,18 @@ def _check_header(header):
 
 def _check_shapes(shapes):
   """Checks the shapes of all latents; returns how many numbers they hold."""
-  if not isinstance(shapes, dict) or not 1 <= len(shapes) <= MAX_LATENTS:
-    raise _error('latents', f'1 to {MAX_LATENTS} named shapes', _shown(shapes))
+  most, largest = channel.MAX_LATENTS, channel.MAX_MESSAGE_BYTES
+  if not isinstance(shapes, dict) or not 1 <= len(shapes) <= most:
+    raise _error('latents', f'1 to {most} named shapes', _shown(shapes))
   for name, shape in shapes.items():
-    if not isinstance(name, str) or not re.fullmatch(r'\w{1,16}', name, re.A):
+    if not isinstance(name, str) or not channel.LATENT.fullmatch(name):
       raise _error('latent name', '1 to 16 of A-Z a-z 0-9 _', _shown(name))
     leaf = f'latent {name!r}'
-    if not isinstance(shape, list) or not 2 <= len(shape) <= MAX_RANK:
-      raise _error(leaf, f'2 to {MAX_RANK} dimensions', _shown(shape))
+    if not isinstance(shape, list) or not 2 <= len(shape) <= channel.MAX_RANK:
+      raise _error(leaf, f'2 to {channel.MAX_RANK} dimensions', _shown(shape))
     for size in shape:
-      if type(size) is not int or not 1 <= size <= MAX_MESSAGE_BYTES:
-        raise _error(leaf, f'sizes of 1 to {MAX_MESSAGE_BYTES}', _shown(size))
+      if type(size) is not int or not 1 <= size <= largest:
+        raise _error(leaf, f'sizes of 1 to {largest}', _shown(size))
   batches = sorted({shape[0] for shape in shapes.values()})
   if len(batches) > 1:
     raise _error('latents', 'one batch size for all', _shown(batches))
@@ -280,8 +280,8 @@ def _check_shapes(shapes):
 
 
 def _check_total(num_bytes):
-  if num_bytes > MAX_MESSAGE_BYTES:
-    expected = f'at most {MAX_MESSAGE_BYTES} bytes'
+  if num_bytes > channel.MAX_MESSAGE_BYTES:
+    expected = f'at most {channel.MAX_MESSAGE_BYTES} bytes'
     raise _error('message', expected, num_bytes, 'send smaller batches')
 
 

@@ -19,13 +19,13 @@ ROOT = pathlib.Path(ppcmi_jax.__file__).parent
 
 # A new module gets a place here, as low as what it imports allows.
 FLOORS = {
-  0: 'channel keyed keyring wire losses metrics images image_metrics '
-  'augmentation intervals profiling workdir processes examples '
+  0: 'channel keyed losses metrics images image_metrics augmentation '
+  'intervals profiling workdir processes examples '
   'content_groups official_draws tables page_style standardisation',
-  1: 'checkpoints command page keyed_channel sealed models datasets key_store '
-  'official_metrics splits partitions privacy_guarantee privacy_tables '
-  'sensitivity',
-  2: 'client server input_pipeline official score_table',
+  1: 'checkpoints command keyring page wire models datasets official_metrics '
+  'splits partitions privacy_guarantee privacy_tables sensitivity',
+  2: 'client server keyed_channel sealed key_store input_pipeline official '
+  'score_table',
   3: 'tasks hospital_data contributions',
   4: 'train_step evaluators figures private_training pretraining',
   5: 'training',

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from ppcmi_jax import wire
+from ppcmi_jax import channel, wire
 
 MESSAGE = wire.Message(
   client='clinic-1',
@@ -160,12 +160,12 @@ def test_round_trip_is_bit_exact(drawn):
 
 
 def test_the_largest_header_fits():
-  names = [f'{"n" * 15}{i}' for i in range(wire.MAX_LATENTS)]
-  size = wire.MAX_MESSAGE_BYTES
+  names = [f'{"n" * 15}{i}' for i in range(channel.MAX_LATENTS)]
+  size = channel.MAX_MESSAGE_BYTES
   header = HEADER | {
     'client': 'c' * 64,
     'direction': 'contribution',
-    'latents': {name: [size] * wire.MAX_RANK for name in names},
+    'latents': {name: [size] * channel.MAX_RANK for name in names},
   }
   assert len(canonical(header)) < wire.MAX_HEADER_BYTES
   refuse(forge(header), 'message: expected [0-9]{40,} bytes, found')
@@ -405,7 +405,7 @@ def test_declared_sizes_allocate_nothing(size):
 
 
 def test_oversized_messages_are_refused(monkeypatch):
-  monkeypatch.setattr(wire, 'MAX_MESSAGE_BYTES', len(DATA) - 1)
+  monkeypatch.setattr(channel, 'MAX_MESSAGE_BYTES', len(DATA) - 1)
   refuse(DATA, f'message: expected at most {len(DATA) - 1} bytes, found')
   with pytest.raises(ValueError, match=r'at most .* smaller batches'):
     wire.encode(MESSAGE)

@@ -37,14 +37,13 @@ import os
 import re
 from typing import NamedTuple
 
-from ppcmi_jax import keyring
+from ppcmi_jax import channel, keyring
 from ppcmi_jax.keyring import files, ledger
 
 _LINE = re.compile(
-  rb'ppcmi_jax-epoch-v1 ([A-Za-z0-9][A-Za-z0-9._-]{0,63}) (0|[1-9][0-9]{0,9}) '
-  rb'([0-9a-f]{64}) ([0-9a-f]{16})\n'
+  rb'ppcmi_jax-epoch-v1 (%s) (0|[1-9][0-9]{0,9}) '
+  rb'([0-9a-f]{64}) ([0-9a-f]{16})\n' % channel.CLIENT.pattern.encode()
 )
-_CLIENT = re.compile('[A-Za-z0-9][A-Za-z0-9._-]{0,63}')
 
 
 class EpochKey(NamedTuple):
@@ -84,7 +83,7 @@ def enrol(folder: str | os.PathLike[str], client: str) -> tuple[str, str]:
     ValueError: for another name, a client that is enrolled here, a folder open
       to others or one that can't be written.
   """
-  if not isinstance(client, str) or not _CLIENT.fullmatch(client):
+  if not isinstance(client, str) or not channel.CLIENT.fullmatch(client):
     expected = '1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or a digit'
     raise files.error('client', expected, ascii(client), 'choose such a name')
   _check_folder(folder)

@@ -47,24 +47,19 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from ppcmi_jax import channel
+
 MAGIC = b'\x89PPCMS\r\n'
 VERSION = 1
 SUITE = 1
 TAG_BYTES = 16
 NONCE_BYTES = 32
-MAX_LATENTS = 8
-MAX_RANK = 5
-MAX_MESSAGE_BYTES = 2**30
-DIRECTIONS = ('query', 'reply', 'contribution')
-MODALITIES = ('image', 'mask')
 ITEM_BYTES = {'float32': 4, 'bfloat16': 2, 'float16': 2, 'int8': 1}
 
 _DTYPES = tuple(ITEM_BYTES)
 _FIXED = struct.Struct('<8sII4BIQ16s32s64s32sB')
 _LATENT = struct.Struct('<16sB5I')
-_CLIENT = re.compile('[A-Za-z0-9][A-Za-z0-9._-]{0,63}')
 _MODEL_ID = re.compile('[A-Za-z0-9][A-Za-z0-9._-]{0,31}')
-_NAME = re.compile('[A-Za-z0-9_]{1,16}')
 
 
 class MessageRejected(ValueError):
@@ -128,14 +123,14 @@ def unpack(data: bytes) -> Header | None:
   """
   if not isinstance(data, bytes):
     return None
-  if not _FIXED.size < len(data) <= MAX_MESSAGE_BYTES:
+  if not _FIXED.size < len(data) <= channel.MAX_MESSAGE_BYTES:
     return None
   magic, version, length, suite, *fields = _FIXED.unpack_from(data)
   if (magic, version, suite) != (MAGIC, VERSION, SUITE):
     return None
   direction, modality, dtype, epoch, counter, *fields = fields
   message_id, nonce, client, model_id, count = fields
-  if not 1 <= count <= MAX_LATENTS:
+  if not 1 <= count <= channel.MAX_LATENTS:
     return None
   if length > len(data) or length != _round_up(count):
     return None
@@ -148,8 +143,8 @@ def unpack(data: bytes) -> Header | None:
     header = Header(
       client=_text(client),
       epoch=epoch,
-      direction=DIRECTIONS[direction],
-      modality=MODALITIES[modality],
+      direction=channel.DIRECTIONS[direction],
+      modality=channel.MODALITIES[modality],
       model_id=_text(model_id),
       message_id=message_id,
       counter=counter,
@@ -170,13 +165,13 @@ def unpack(data: bytes) -> Header | None:
 
 def check(header: Header) -> None:
   """Raises ValueError for a field outside the format."""
-  for name, pattern in (('client', _CLIENT), ('model_id', _MODEL_ID)):
+  for name, pattern in (('client', channel.CLIENT), ('model_id', _MODEL_ID)):
     value = getattr(header, name)
     if not isinstance(value, str) or not pattern.fullmatch(value):
       raise error(name, f'text like {pattern.pattern}', shown(value))
   for name, choices in (
-    ('direction', DIRECTIONS),
-    ('modality', MODALITIES),
+    ('direction', channel.DIRECTIONS),
+    ('modality', channel.MODALITIES),
     ('dtype', _DTYPES),
   ):
     value = getattr(header, name)
@@ -190,22 +185,23 @@ def check(header: Header) -> None:
     value = getattr(header, name)
     if not isinstance(value, bytes) or len(value) != size:
       raise error(name, f'{size} bytes', type(value).__name__)
-  if not 1 <= len(header.shapes) <= MAX_LATENTS:
-    raise error('shapes', f'1 to {MAX_LATENTS}', len(header.shapes))
+  most = channel.MAX_MESSAGE_BYTES
+  if not 1 <= len(header.shapes) <= channel.MAX_LATENTS:
+    raise error('shapes', f'1 to {channel.MAX_LATENTS}', len(header.shapes))
   for name, shape in header.shapes.items():
-    if not isinstance(name, str) or not _NAME.fullmatch(name):
+    if not isinstance(name, str) or not channel.LATENT.fullmatch(name):
       raise error('latent name', '1 to 16 of A-Z a-z 0-9 _', shown(name))
-    sizes = all(type(n) is int and 1 <= n <= MAX_MESSAGE_BYTES for n in shape)
-    if not 2 <= len(shape) <= MAX_RANK or not sizes:
-      expected = f'2 to {MAX_RANK} dimensions of at least 1'
+    sizes = all(type(n) is int and 1 <= n <= most for n in shape)
+    if not 2 <= len(shape) <= channel.MAX_RANK or not sizes:
+      expected = f'2 to {channel.MAX_RANK} dimensions of at least 1'
       raise error(f'latent {name!r}', expected, shown(shape))
   batches = sorted({shape[0] for shape in header.shapes.values()})
   if len(batches) > 1:
     raise error('shapes', 'one batch size for all', shown(batches))
   size = message_bytes(header)
-  if size > MAX_MESSAGE_BYTES:
+  if size > most:
     todo = 'send smaller batches'
-    raise error('message', f'at most {MAX_MESSAGE_BYTES} bytes', size, todo)
+    raise error('message', f'at most {most} bytes', size, todo)
 
 
 def pack(header: Header) -> bytes:
@@ -216,8 +212,8 @@ def pack(header: Header) -> bytes:
     VERSION,
     length,
     SUITE,
-    DIRECTIONS.index(header.direction),
-    MODALITIES.index(header.modality),
+    channel.DIRECTIONS.index(header.direction),
+    channel.MODALITIES.index(header.modality),
     _DTYPES.index(header.dtype),
     header.epoch,
     header.counter,
@@ -228,7 +224,7 @@ def pack(header: Header) -> bytes:
     len(header.shapes),
   )
   for name, shape in sorted(header.shapes.items()):
-    dimensions = shape + (0,) * (MAX_RANK - len(shape))
+    dimensions = shape + (0,) * (channel.MAX_RANK - len(shape))
     packed += _LATENT.pack(name.encode(), len(shape), *dimensions)
   return packed.ljust(length, b'\0')
 
