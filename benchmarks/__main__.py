@@ -12,7 +12,7 @@ from absl import app, flags, logging
 
 from benchmarks import comparison, machine, measure, networks, sections
 from benchmarks import sizes as sizes_lib
-from ppcmi_jax import tables
+from ppcmi_jax import tables, workdir
 
 _SIZE = flags.DEFINE_enum(
   'size', 'default', list(sizes_lib.SIZES), 'Of networks and images.'
@@ -106,7 +106,8 @@ def main(argv: list[str]) -> None:
   # A row at a time, as whoever stops this has paid for what was measured.
   for row in itertools.chain.from_iterable(rows):
     found.append(row)
-    _write(path, result)
+    text = json.dumps(measure.jsonable(result), indent=1) + '\n'
+    workdir.write_text(path, text)
     took = row['p50_ms'] if 'p50_ms' in row else row['ours_ms']
     said = f'{row["name"]}, batch {row["batch"]}: {took:.3g} ms'
     print(said, file=sys.stderr, flush=True)
@@ -119,13 +120,6 @@ def main(argv: list[str]) -> None:
     )
   )
   print(f'All digits are in {path}.')
-
-
-def _write(path: pathlib.Path, result: dict[str, Any]) -> None:
-  """Writes the JSON file; who stops it leaves a whole one."""
-  partial = path.with_name(f'{path.name}.partial')
-  partial.write_text(json.dumps(measure.jsonable(result), indent=1) + '\n')
-  partial.replace(path)
 
 
 def _batches(default: tuple[int, ...]) -> tuple[int, ...]:

@@ -43,7 +43,7 @@ def forget_old(
     if mapping.exists():
       shutil.rmtree(mapping.with_name('mapping.old'), ignore_errors=True)
       mapping.rename(mapping.with_name('mapping.old'))
-  workdir.write_bytes(note, digest.encode())
+  workdir_lib.write_bytes(note, digest.encode())
 
 
 def write(
@@ -90,7 +90,7 @@ def write(
       image, mask = augment(jax.random.split(key, len(image)), image, mask)
     messages = client.contribute(state, image, mask)
     for path, message in zip(paths, messages, strict=True):
-      workdir.write_bytes(path, message)
+      workdir_lib.write_bytes(path, message)
 
 
 def _batches(count: int) -> list[tuple[int, int]]:

@@ -47,7 +47,7 @@ def enrol(config: Any, workdir: workdir_lib.Workdir, names: Sequence[str]):
     if name not in known:
       _enrol(workdir, name)
   known |= dict.fromkeys(names, 'sealed')
-  workdir.write_text(note, json.dumps(known, indent=2) + '\n')
+  workdir_lib.write_text(note, json.dumps(known, indent=2) + '\n')
   for name in names:
     _parties(_clients(workdir), [name])
   _parties(_server(workdir), names)

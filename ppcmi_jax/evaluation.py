@@ -276,7 +276,7 @@ def evaluate(
       found = EVALUATIONS[name](config, run)
     results[name] = _jsonable(found)
     results['environment'][name] = environment()
-    folder.write_text(
+    workdir.write_text(
       file, json.dumps(results, indent=1, allow_nan=False) + '\n'
     )
   return results

@@ -50,7 +50,7 @@ def open_keys(
       secrets[name] = keyring.load(key_path, key_id=known.get(name))
   key_ids = {name: keyring.key_id(secret) for name, secret in secrets.items()}
   if create and not key_ids.items() <= known.items():
-    workdir.write_text(path, json.dumps(known | key_ids, indent=2) + '\n')
+    workdir_lib.write_text(path, json.dumps(known | key_ids, indent=2) + '\n')
   return secrets, key_ids
 
 
@@ -76,7 +76,7 @@ def keep_transform_secrets(
     **{f'leaf{i}': leaf for i, leaf in enumerate(leaves)},
   )
   path = _path(workdir, client, protection)
-  workdir.write_bytes(path, buffer.getvalue(), mode=0o600)
+  workdir_lib.write_bytes(path, buffer.getvalue(), mode=0o600)
 
 
 def _path(workdir, client, protection):

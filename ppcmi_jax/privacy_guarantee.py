@@ -57,7 +57,7 @@ class Guarantee(NamedTuple):
   def write(self, workdir: workdir_lib.Workdir) -> None:
     """Writes it to a run's privacy_guarantee.json."""
     text = json.dumps(self._asdict(), indent=2) + '\n'
-    workdir.write_text(workdir.path / FILE, text)
+    workdir_lib.write_text(workdir.path / FILE, text)
 
   @classmethod
   def read(cls, workdir: workdir_lib.Workdir) -> 'Guarantee':

@@ -79,14 +79,14 @@ def evaluate(
   if run.guarantee:
     printed += f'\n\nMapping network: {run.guarantee}'
   print(printed)
-  folder.write_text(folder.path / 'eval' / 'tables.txt', printed + '\n')
+  workdir.write_text(folder.path / 'eval' / 'tables.txt', printed + '\n')
   report = folder.path / 'report'
   for table in built:
     for suffix, render in (('csv', tables.csv), ('tex', tables.latex)):
       file = report / 'tables' / f'{table.name}.{suffix}'
-      folder.write_text(file, render(table))
+      workdir.write_text(file, render(table))
   figures = report_figures.draw(config, run, results, folder)
-  folder.write_text(
+  workdir.write_text(
     report / 'index.html',
     _page(config, run, results, built, figures),
   )

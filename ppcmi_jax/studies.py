@@ -99,7 +99,7 @@ def run(
     done[variant.name] = _evaluated(variant, root)
     configs = {v.name: v.config for v in variants[:i]}
     table = study_tables.build(name, configs, done)
-    _write(root, variant, table)
+    _write(root, table)
     if variant in missing:
       spent.append((time.monotonic() - start) / 60)
       print(
@@ -112,17 +112,14 @@ def run(
   return table
 
 
-def _write(root, variant, table) -> None:
+def _write(root, table) -> None:
   """Writes the table of what is done so far."""
-  folder = workdir.Workdir(
-    _folder(root, variant), variant.config.to_dict(), create=False
-  )
   for suffix, render in (
     ('txt', tables.text),
     ('csv', tables.csv),
     ('tex', tables.latex),
   ):
-    folder.write_text(root / f'{table.name}.{suffix}', render(table) + '\n')
+    workdir.write_text(root / f'{table.name}.{suffix}', render(table) + '\n')
 
 
 def _folder(root, variant) -> pathlib.Path:
@@ -208,7 +205,7 @@ def _evaluated(variant, root) -> dict[str, Any]:
     if trained.guarantee:
       results['epsilon'] = trained.guarantee.epsilon
     file = folder.path / 'eval' / evaluation.RESULTS
-    folder.write_text(file, json.dumps(results, indent=1) + '\n')
+    workdir.write_text(file, json.dumps(results, indent=1) + '\n')
   # Opening it compares its configuration with the variant's.
   return _results(workdir.Workdir(path, config.to_dict(), create=False).path)
 

@@ -36,6 +36,25 @@ def read_object(path: pathlib.Path, remedy: str) -> dict[str, Any]:
   return found
 
 
+def write_text(path: pathlib.Path, text: str) -> None:
+  """Writes a file whole or not at all."""
+  write_bytes(path, text.encode())
+
+
+def write_bytes(path: pathlib.Path, data: bytes, *, mode: int = 0o666) -> None:
+  """Writes a file whole or not at all; `mode` is subject to the umask."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  partial = path.with_name(path.name + '.partial')
+  partial.unlink(missing_ok=True)
+  with open(
+    partial, 'wb', opener=lambda name, flags: os.open(name, flags, mode)
+  ) as file:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
+  os.replace(partial, path)
+
+
 def essence(config: Mapping[str, Any]) -> dict[str, Any]:
   """Returns a configuration as JSON keeps it, less the places of data."""
   kept = json.loads(json.dumps(config))
@@ -150,25 +169,6 @@ class Workdir:
         rows.append(json.loads(line))
     return rows
 
-  def write_text(self, path: pathlib.Path, text: str) -> None:
-    """Writes a file whole or not at all."""
-    self.write_bytes(path, text.encode())
-
-  def write_bytes(
-    self, path: pathlib.Path, data: bytes, *, mode: int = 0o666
-  ) -> None:
-    """Writes a file whole or not at all; `mode` is subject to the umask."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + '.partial')
-    partial.unlink(missing_ok=True)
-    with open(
-      partial, 'wb', opener=lambda name, flags: os.open(name, flags, mode)
-    ) as file:
-      file.write(data)
-      file.flush()
-      os.fsync(file.fileno())
-    os.replace(partial, path)
-
   def _is_unused(self) -> bool:
     names = {path.name for path in self.path.iterdir()}
     return names <= _OF_ANY_START and not any(self.secrets.iterdir())
@@ -180,7 +180,7 @@ class Workdir:
 
   def _write_config(self):
     text = json.dumps(self._config, indent=2, sort_keys=True)
-    self.write_text(self.path / 'config.json', text + '\n')
+    write_text(self.path / 'config.json', text + '\n')
 
   def _check_config(self):
     found, config = self._read_config(), self._config

@@ -187,22 +187,21 @@ def test_secrets_are_for_the_owner_only(tmp_path, umask):
 
 @pytest.mark.parametrize('call', ['fsync', 'replace'])
 def test_a_failing_write_leaves_the_old_file(tmp_path, monkeypatch, call):
-  folder = workdir.Workdir(tmp_path, CONFIG)
   path = tmp_path / 'eval' / 'table.bin'
-  folder.write_bytes(path, b'old')
+  workdir.write_bytes(path, b'old')
   with monkeypatch.context() as patch:
     patch.setattr(os, call, full)
     with pytest.raises(OSError, match='No space left'):
-      folder.write_bytes(path, b'new' * 1000)
+      workdir.write_bytes(path, b'new' * 1000)
   assert path.read_bytes() == b'old'
-  folder.write_bytes(path, b'new')
+  workdir.write_bytes(path, b'new')
   assert path.read_bytes() == b'new'
   assert [p.name for p in path.parent.iterdir()] == ['table.bin']
 
 
 def test_text_is_utf_8_and_metrics_are_lines(tmp_path):
   folder = workdir.Workdir(tmp_path, CONFIG)
-  folder.write_text(tmp_path / 'report' / 'a.md', 'Zürich ±1\n')
+  workdir.write_text(tmp_path / 'report' / 'a.md', 'Zürich ±1\n')
   assert (tmp_path / 'report/a.md').read_bytes() == 'Zürich ±1\n'.encode()
   rows = [{'step': 1, 'loss': 0.25}, {'step': 2, 'task': 'mapping'}]
   for row in rows:

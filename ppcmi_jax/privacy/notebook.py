@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from ppcmi_jax import checkpoints
+from ppcmi_jax import checkpoints, workdir
 
 RESULTS, EXAMPLES = 'privacy.json', 'privacy_examples.npz'
 
@@ -57,12 +57,9 @@ class Notebook:
     self._cells[f'{name}|{protection}'] = cell
     if self._folder is None:
       return
-    self._folder.mkdir(parents=True, exist_ok=True)
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **self._drawn)
     text = json.dumps({'networks': self._digest, 'cells': self._cells})
     # Drawings first: whatever has a cell has its drawing.
-    for file, data in ((EXAMPLES, buffer.getvalue()), (RESULTS, text.encode())):
-      partial = self._folder / f'{file}.partial'
-      partial.write_bytes(data)
-      os.replace(partial, self._folder / file)
+    workdir.write_bytes(self._folder / EXAMPLES, buffer.getvalue())
+    workdir.write_text(self._folder / RESULTS, text)
