@@ -25,7 +25,7 @@ class Guarantee(NamedTuple):
 
   Attributes:
     epsilon, delta: of (epsilon, delta)-differential privacy.
-    unit: 'subject', 'example' or another, that may be added or removed.
+    unit: 'subject' or another, that may be added or removed.
     noise_multiplier: standard deviation of the noise over clip_norm.
     sampling_rate: probability of a unit to be in a step's batch.
     steps: taken.

@@ -12,11 +12,11 @@ coordinate, and divides by the expected number of units. Nothing is kept before
 the end: a training that was stopped starts again with new noise, and what was
 never released costs no privacy. Networks that were released add up.
 
-The unit is what is protected. 'subject' hides whether a patient took part, with
-all frames together: one clipped gradient for each subject. 'example' hides a
-single frame only; of a patient with k frames it says at most k times epsilon
-(and worse in delta), so it is no promise to patients. Nor is `fit_mapping`'s,
-whose unit is one training image with its augmented copies: the server, which
+The unit is what is protected: a subject, that is whether a patient took part,
+with all frames together, by one clipped gradient for each. Where a subject is
+less than a patient, of one with k of them it says at most k times epsilon (and
+worse in delta), so it is no promise to patients. `fit_mapping`'s is none: its
+unit is one training image with its augmented copies, as the server, which
 trains, is not told whose image it is.
 
 What the guarantee does not cover: statistics of latents computed from the
@@ -33,7 +33,7 @@ optional package jax-privacy brings.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any
 
 import jax
 import jax.flatten_util
@@ -56,7 +56,6 @@ def fit(
   clip_norm: float,
   delta: float,
   learning_rate: float = 1e-3,
-  unit: Literal['subject', 'example'] = 'subject',
   examples_per_unit: int = 4,
   microbatch: int = 16,
   seed: int | None = None,
@@ -67,7 +66,7 @@ def fit(
   Args:
     task: what to learn, without batch statistics.
     train: a tree of arrays [N, ...].
-    subject: [N], the name of each example's subject.
+    subject: [N], the name of each example's subject, the unit.
     steps: to take.
     expected_batch: units in a step's batch, on average.
     noise_multiplier: standard deviation of the noise over clip_norm; 0 trains
@@ -75,7 +74,6 @@ def fit(
     clip_norm: largest norm of a unit's gradient; about the median norm.
     delta: below one over the number of units.
     learning_rate: of Adam.
-    unit: what is protected, see the module's docstring.
     examples_per_unit: examples of a subject in a step, at most, drawn anew each
       time; who has fewer has some repeated. Units of one example have one.
     microbatch: units whose gradients are in memory together.
@@ -87,14 +85,15 @@ def fit(
     The task's variables after the last step, and what is promised of them.
 
   Raises:
-    ValueError: batch statistics, an unknown unit, a delta that is no promise,
+    ValueError: batch statistics, a delta that is no promise,
       or a batch larger than the data.
     FloatingPointError: the parameters are not finite.
     ModuleNotFoundError: without the optional package jax-privacy.
   """
   entropy = np.random.SeedSequence(seed)
   rng = np.random.default_rng(entropy)
-  rows = _unit_rows(np.asarray(subject), unit)
+  subject = np.asarray(subject)
+  rows = [np.flatnonzero(subject == name) for name in np.unique(subject)]
   size = min(examples_per_unit, max(map(len, rows)))
   privacy_guarantee.check_units(
     len(rows), expected_batch=expected_batch, delta=delta
@@ -120,26 +119,10 @@ def fit(
   variables = jax.jit(task.init)(keys[0], sample)
   params = variables['params']
   rest = {k: v for k, v in variables.items() if k != 'params'}
-
-  def loss(params, batch, key, rest):
-    return task.loss({**rest, 'params': params}, batch, key, train=True)[0]
-
-  @jax.jit
-  def accumulate(total, params, batch, present, key, rest):
-    keys = jax.random.split(key, len(present))
-    grads = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0, None))(
-      params, batch, keys, rest
-    )
-    return jax.tree.map(jnp.add, total, clipped_sum(grads, present, clip_norm))
-
-  @jax.jit
-  def update(params, state, total, key):
-    noisy = add_noise(total, noise_multiplier * clip_norm, key)
-    grads = jax.tree.map(lambda g: g / expected_batch, noisy)
-    updates, state = tx.update(grads, state, params)
-    return optax.apply_updates(params, updates), state
-
   tx = optax.adam(learning_rate)
+  accumulate, update = _step(
+    task, tx, clip_norm, noise_multiplier, expected_batch
+  )
   state, zero = tx.init(params), jax.tree.map(jnp.zeros_like, params)
   rate = expected_batch / len(rows)
   for step in tqdm.trange(
@@ -176,7 +159,7 @@ def fit(
   return {**rest, 'params': params}, privacy_guarantee.Guarantee(
     promised,
     delta,
-    unit,
+    'subject',
     noise_multiplier,
     rate,
     steps,
@@ -184,6 +167,30 @@ def fit(
     len(rows),
     tuple(notes),
   )
+
+
+def _step(task, tx, clip_norm, noise_multiplier, expected_batch):
+  """Returns a step's two parts: a microbatch's clipped sum, and the rest."""
+
+  def loss(params, batch, key, rest):
+    return task.loss({**rest, 'params': params}, batch, key, train=True)[0]
+
+  @jax.jit
+  def accumulate(total, params, batch, present, key, rest):
+    keys = jax.random.split(key, len(present))
+    grads = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0, None))(
+      params, batch, keys, rest
+    )
+    return jax.tree.map(jnp.add, total, clipped_sum(grads, present, clip_norm))
+
+  @jax.jit
+  def update(params, state, total, key):
+    noisy = add_noise(total, noise_multiplier * clip_norm, key)
+    grads = jax.tree.map(lambda g: g / expected_batch, noisy)
+    updates, state = tx.update(grads, state, params)
+    return optax.apply_updates(params, updates), state
+
+  return accumulate, update
 
 
 def fit_mapping(
@@ -199,7 +206,7 @@ def fit_mapping(
     task: `tasks.mapping` of a network without batch statistics.
     pairs: {'image': {scale: [M, h, w, C]}, 'mask': likewise, 'client': [M]}.
     source: int [M], the training image that a pair was made of.
-    **options: of `fit`, but for the subject and the unit.
+    **options: of `fit`, but for the subject.
 
   Returns:
     As `fit`, with notes on what the server cannot promise.
@@ -207,9 +214,7 @@ def fit_mapping(
   Raises:
     As `fit`.
   """
-  variables, guarantee = fit(
-    task, pairs, subject=source, unit='subject', **options
-  )
+  variables, guarantee = fit(task, pairs, subject=source, **options)
   learnt = 'autoencoders'
   if 'latent_stats' in variables:
     learnt += ' and statistics of latents (standardise)'
@@ -256,12 +261,3 @@ def add_noise(total: Any, stddev: float, key: jax.Array) -> Any:
   flat, unravel = jax.flatten_util.ravel_pytree(total)
   noise = jax.random.normal(key, flat.shape, flat.dtype)
   return unravel(flat + stddev * noise)
-
-
-def _unit_rows(subject, unit):
-  """Returns the rows of each unit's examples, a list of int [any]."""
-  if unit == 'example':
-    return list(np.arange(len(subject))[:, None])
-  if unit != 'subject':
-    raise ValueError(f"unit: expected 'subject' or 'example', found {unit!r}")
-  return [np.flatnonzero(subject == name) for name in np.unique(subject)]
