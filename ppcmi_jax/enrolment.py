@@ -36,10 +36,7 @@ def enrol(config: Any, workdir: workdir_lib.Workdir, names: Sequence[str]):
   if config.protection != 'sealed':
     key_store.open_keys(workdir, list(names), create=True)
     return
-  note = workdir.path / 'clients.json'
-  known = {}
-  if note.exists():
-    known = workdir_lib.read_object(note, 'restore it')
+  known = key_store.known_clients(workdir)
   storage = _server(workdir) / 'storage.key'
   if not storage.exists() and not known:
     keyring.create(storage)
@@ -47,7 +44,8 @@ def enrol(config: Any, workdir: workdir_lib.Workdir, names: Sequence[str]):
     if name not in known:
       _enrol(workdir, name)
   known |= dict.fromkeys(names, 'sealed')
-  workdir_lib.write_text(note, json.dumps(known, indent=2) + '\n')
+  text = json.dumps(known, indent=2) + '\n'
+  workdir_lib.write_text(workdir.path / key_store.CLIENTS, text)
   for name in names:
     _parties(_clients(workdir), [name])
   _parties(_server(workdir), names)
@@ -147,7 +145,7 @@ def transform_secrets(
   secrets, _ = key_store.open_keys(workdir, list(names), create=False)
   init = learners.TRANSFORMS[config.protection].init
   return {
-    name: key_store.transform_secrets(
+    name: key_store.kept_secrets(
       workdir, init, secrets[name], name, config.protection, latents
     )
     for name in names

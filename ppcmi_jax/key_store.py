@@ -21,6 +21,14 @@ import numpy as np
 from ppcmi_jax import keyring
 from ppcmi_jax import workdir as workdir_lib
 
+CLIENTS = 'clients.json'
+
+
+def known_clients(workdir: workdir_lib.Workdir) -> dict[str, str]:
+  """Returns {client: key id, or 'sealed'}; ValueError for a damaged file."""
+  path = workdir.path / CLIENTS
+  return workdir_lib.read_object(path, 'restore it') if path.exists() else {}
+
 
 def open_keys(
   workdir: workdir_lib.Workdir, names: list[str], *, create: bool
@@ -37,11 +45,7 @@ def open_keys(
     ValueError: a key file is missing, damaged, open to others, or not the one
       that the run was started with.
   """
-  path = workdir.path / 'clients.json'
-  known = {}
-  if path.exists():
-    known = workdir_lib.read_object(path, 'restore it')
-  secrets = {}
+  known, secrets = known_clients(workdir), {}
   for name in names:
     key_path = workdir.secrets / f'{name}.key'
     if create and name not in known and not key_path.exists():
@@ -50,7 +54,8 @@ def open_keys(
       secrets[name] = keyring.load(key_path, key_id=known.get(name))
   key_ids = {name: keyring.key_id(secret) for name, secret in secrets.items()}
   if create and not key_ids.items() <= known.items():
-    workdir_lib.write_text(path, json.dumps(known | key_ids, indent=2) + '\n')
+    text = json.dumps(known | key_ids, indent=2) + '\n'
+    workdir_lib.write_text(workdir.path / CLIENTS, text)
   return secrets, key_ids
 
 
@@ -61,12 +66,12 @@ def keep_transform_secrets(
   client: str,
   protection: str,
 ) -> None:
-  """Writes a transform's secrets, to be found by `transform_secrets`.
+  """Writes a transform's secrets, to be found by `kept_secrets`.
 
   Args:
     workdir: of the run.
     arrays: {modality: secrets of the transform}, drawn, or from elsewhere.
-    secret, client, protection: as of `transform_secrets`.
+    secret, client, protection: as of `kept_secrets`.
   """
   buffer = io.BytesIO()
   leaves = jax.device_get(jax.tree.leaves(arrays))
@@ -83,7 +88,7 @@ def _path(workdir, client, protection):
   return workdir.secrets / f'{client}.{protection}.npz'
 
 
-def transform_secrets(
+def kept_secrets(
   workdir: workdir_lib.Workdir,
   init: Callable[[Any, Any], Any],
   secret: bytes,
@@ -99,7 +104,7 @@ def transform_secrets(
     secret: the client's 32 bytes.
     client: its name.
     protection: the transform's name, a part of the file's.
-    latents: {modality: {scale: shape}}, see `keyring.transform_secrets`.
+    latents: {modality: {scale: shape}}, see `keyring.draw_secrets`.
 
   Raises:
     ValueError: the file is damaged, or was drawn from another key or for
@@ -107,7 +112,7 @@ def transform_secrets(
   """
 
   def draw():
-    return keyring.transform_secrets(init, secret, client, latents)
+    return keyring.draw_secrets(init, secret, client, latents)
 
   leaves, tree = jax.tree.flatten(jax.eval_shape(draw))
   if not leaves:

@@ -402,7 +402,7 @@ def test_load_raises_nothing_but_value_errors(tmp_path, text):
     load_text(tmp_path, text)
 
 
-def test_transform_secrets_have_a_key_of_their_own_for_every_scale():
+def test_drawn_secrets_have_a_key_of_their_own_for_every_scale():
   latents = {
     modality: {
       's3': jax.ShapeDtypeStruct((1, 2, 2, 8), np.float32),
@@ -418,7 +418,7 @@ def test_transform_secrets_have_a_key_of_their_own_for_every_scale():
     }
 
   def secrets(secret, client):
-    made = keyring.transform_secrets(draw, secret, client, latents)
+    made = keyring.draw_secrets(draw, secret, client, latents)
     return [made[m][s] for m in sorted(made) for s in sorted(made[m])]
 
   every = [

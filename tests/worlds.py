@@ -90,7 +90,7 @@ class World:
   def keyed_ends(self, protection, wire_dtype):
     roots = {name: keyring.derive(bytes(32), 'test', name) for name in NAMES}
     self.secrets = {
-      name: keyring.transform_secrets(
+      name: keyring.draw_secrets(
         self.transform.init, roots[name], name, self.latents
       )
       for name in NAMES

@@ -202,13 +202,13 @@ def prng_key(secret: bytes, *labels: str) -> jax.Array:
   return jax.random.wrap_key_data(words, impl='threefry2x32')
 
 
-def transform_secrets(
+def draw_secrets(
   init: Callable[[Any, Any], Any],
   secret: bytes,
   client: str,
   latents: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, Any]:
-  """Makes the secrets of a keyed transform, with a sub-key for each scale.
+  """Draws the secrets of a keyed transform, with a sub-key for each scale.
 
   Both ends derive the same from the client's secret: the client to protect and
   reveal, the server to undo and redo the protection.
