@@ -37,7 +37,7 @@ class Examples(NamedTuple):
     return {'image': self.image, 'mask': self.mask}
 
 
-def take(arrays: Any, rows: np.ndarray) -> Any:
+def take(arrays: Any, rows: np.ndarray | slice) -> Any:
   """Returns the given rows of every array of a tree.
 
   Grey images that are repeated over the channels without being copied stay so.

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import synthetic_latents as synthetic
 
+from configs import smoke
 from ppcmi_jax import examples as examples_lib
 from ppcmi_jax import exposure
 from ppcmi_jax.attacks import outline
@@ -55,6 +56,7 @@ def make_setting(others=10):
       'target': rows[KNOWN:],
       'copies': rows[:0],
     },
+    source=rows,
     prior=image[:KNOWN].mean(axis=0),
     protect=lambda *args, **options: protect(*args, **options),
     seen=functools.cache(lambda name: protect(name, latents)),
@@ -117,21 +119,40 @@ def test_visits_are_linked_under_klt_and_not_when_sealed():
 
 def test_positions_are_put_in_order_for_outlines():
   setting = make_setting()
-  messages = settings.take(setting.seen('klt'), setting.intercepted)
+  messages = examples_lib.take(setting.seen('klt'), setting.intercepted)
   placed = traces._in_order(setting, messages, setting.latents)
-  truth = settings.take(setting.latents, setting.intercepted)
+  truth = examples_lib.take(setting.latents, setting.intercepted)
   one, other = (
     outline.features({'s4': z['s4']})[..., :1] for z in (placed, truth)
   )
   assert np.corrcoef(one.ravel(), other.ravel())[0, 1] > 0.9
 
 
-def test_a_copy_knows_its_image():
-  rows = np.arange(KNOWN + TARGETS)
-  groups = {'others': rows[:2], 'own': rows[2:5], 'copies': rows[-4:]}
-  setting = make_setting()._replace(groups=groups)
-  assert setting.source[-4:].tolist() == [2, 3, 4, 2]
-  assert setting.source[:-4].tolist() == rows[:-4].tolist()
+def test_a_copy_knows_its_image(monkeypatch):
+  monkeypatch.setattr(settings, 'MAX_KNOWN', 20)
+  names, sizes = ('A', 'B'), {'train': 6, 'valid': 2, 'test': 2}
+  parts = {part: make_examples(size, 1) for part, size in sizes.items()}
+  state = types.SimpleNamespace(image={})
+  run = types.SimpleNamespace(
+    data=types.SimpleNamespace(
+      hospitals=dict.fromkeys(names, parts), channels=1, num_classes=2
+    ),
+    hospitals=dict.fromkeys(names, types.SimpleNamespace(state=state)),
+    networks={'image encoder': (lambda _, image: {'s3': image},)},
+  )
+  config = smoke.get_config()
+  config.augment = {'gain': 0.01}
+  setting = settings.build(config, run)
+  copies = setting.groups['copies']
+  source = setting.source[copies]
+  assert len(copies) == 20 - 6 - 6
+  assert set(source) == set(setting.groups['own'])
+  own, copied = setting.image[setting.groups['own']], setting.image[copies]
+  distance = np.abs(own - copied[:, None]).mean((2, 3, 4))
+  nearest = setting.groups['own'][distance.argmin(axis=1)]
+  np.testing.assert_array_equal(nearest, source)
+  rest = np.delete(np.arange(len(setting.image)), copies)
+  np.testing.assert_array_equal(setting.source[rest], rest)
 
 
 def test_the_seed_of_a_message_stands_out():

@@ -142,6 +142,11 @@ def profiles(z: np.ndarray) -> np.ndarray:
   return np.sort(np.sqrt(np.maximum(squared, 0)), axis=1)
 
 
+def stack(z: np.ndarray) -> np.ndarray:
+  """Returns what all messages [N, P, C] have at each position, [P, N C]."""
+  return z.transpose(1, 0, 2).reshape(z.shape[1], -1)
+
+
 def match(one: np.ndarray, other: np.ndarray) -> np.ndarray:
   """Matches features of positions so that the squared distances sum least.
 

@@ -42,6 +42,7 @@ import numpy as np
 from flax import linen as nn
 from numpy.typing import ArrayLike
 
+from ppcmi_jax import examples
 from ppcmi_jax.attacks import dual_ridge, fitting, position_order
 from ppcmi_jax.models import layers
 
@@ -170,14 +171,16 @@ def fit(
     return {**z, 'prior': np.repeat(hint, len(next(iter(z.values()))), 0)}
 
   z, target = inputs(observed), images - prior
-  base, left_out = _linear(_rows(z, train), target[train], rng)
+  base, left_out = _linear(examples.take(z, train), target[train], rng)
   residual = target - base(z)
   residual[train] = target[train] - left_out
 
   decoder, params = Decoder(images.shape[1:], width), None
   if len(valid):
     arrays = {'z': z, 'image': residual}
-    params = jax.jit(decoder.init)(jax.random.key(seed), _rows(z, slice(1)))
+    params = jax.jit(decoder.init)(
+      jax.random.key(seed), examples.take(z, slice(1))
+    )
 
     def loss(params, batch):
       guess = decoder.apply(params, batch['z'])
@@ -186,8 +189,8 @@ def fit(
     params = fitting.fit(
       loss,
       params,
-      _rows(arrays, train),
-      _rows(arrays, valid),
+      examples.take(arrays, train),
+      examples.take(arrays, valid),
       seed=seed,
       **options,
     )
@@ -198,7 +201,7 @@ def fit(
     image = prior + base(z)
     for i in range(0, len(image) if params else 0, 16):
       part = slice(i, i + 16)
-      image[part] += apply(params, _rows(z, part))
+      image[part] += apply(params, examples.take(z, part))
     return np.clip(image, 0, 1)
 
   return Inverter(predict, prior, orders)
@@ -234,12 +237,12 @@ def _linear(z, target, rng):
   def fit_one(features, split, join, at_once):
     def apply(z):
       parts = range(0, len(z['prior']), at_once)
-      rows = (_rows(z, slice(i, i + at_once)) for i in parts)
+      rows = (examples.take(z, slice(i, i + at_once)) for i in parts)
       return np.concatenate([join(predict(features(part))) for part in rows])
 
     first = slice(at_once)
     predict, left_out = dual_ridge.fit(
-      features(_rows(z, first)), split(target[first]), rng
+      features(examples.take(z, first)), split(target[first]), rng
     )
     guess = apply(z)
     guess[first] = join(left_out)
@@ -261,10 +264,6 @@ def _linear(z, target, rng):
     ),
   ]
   return min(found, key=lambda one: one[0])[1:]
-
-
-def _rows(tree, rows):
-  return jax.tree.map(lambda a: a[rows], tree)
 
 
 def _apply_orders(observed, orders):

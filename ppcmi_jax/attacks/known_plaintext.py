@@ -76,7 +76,7 @@ def _fit_scale(z, w, permuted):
   isometry = _fit_rows(z, w, order)
   for _ in range(_REFINEMENTS if permuted else 0):
     back = alignment.rotate_back(isometry, w)
-    rematched = alignment.match(_stack(z), _stack(back))
+    rematched = alignment.match(alignment.stack(z), alignment.stack(back))
     if np.array_equal(rematched, order):
       break
     order = rematched
@@ -91,8 +91,3 @@ def _fit_rows(z, w, order):
     w.reshape(-1, channels),
     isometric=False,
   )
-
-
-def _stack(z):
-  """Returns what all K messages have at each position, [P, K C]."""
-  return z.transpose(1, 0, 2).reshape(z.shape[1], -1)

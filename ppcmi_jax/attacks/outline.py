@@ -38,6 +38,7 @@ import numpy as np
 import optax
 from flax import linen as nn
 
+from ppcmi_jax import examples
 from ppcmi_jax.attacks import fitting, position_order
 from ppcmi_jax.models import layers
 
@@ -145,7 +146,6 @@ def fit(
     return np.concatenate([(x - mean) / std, hint], -1).astype(np.float32)
 
   arrays = {'x': inputs(x), 'mask': truth.astype(np.float32)}
-  rows = lambda which: jax.tree.map(lambda a: a[which], arrays)
   network = Segmenter(cell, width)
   params = jax.jit(network.init)(jax.random.key(seed), arrays['x'][:1])
 
@@ -154,7 +154,12 @@ def fit(
     return jnp.mean(optax.sigmoid_binary_cross_entropy(logits, batch['mask']))
 
   params = fitting.fit(
-    loss, params, rows(train), rows(valid), seed=seed, **options
+    loss,
+    params,
+    examples.take(arrays, train),
+    examples.take(arrays, valid),
+    seed=seed,
+    **options,
   )
   apply = jax.jit(network.apply)
 

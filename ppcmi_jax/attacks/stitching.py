@@ -112,7 +112,9 @@ def _fit_scale(other, own, permuted):
     order = alignment.match(*features)
     for _ in range(_REFINEMENTS):
       fit, _ = _ridge(x, y[:, order], 1)
-      rematched = alignment.match(_stack(y), _stack(_apply(fit, x)))
+      rematched = alignment.match(
+        alignment.stack(y), alignment.stack(_apply(fit, x))
+      )
       if np.array_equal(rematched, order):
         break
       order = rematched
@@ -144,11 +146,6 @@ def _windows(x, side):
 
 def _scaled(profiles):
   return profiles / (profiles.mean() + np.finfo(float).tiny)
-
-
-def _stack(z):
-  """Returns what all K messages have at each position, [P, K C]."""
-  return z.transpose(1, 0, 2).reshape(z.shape[1], -1)
 
 
 def _apply(s, x):

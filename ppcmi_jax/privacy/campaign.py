@@ -25,7 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppcmi_jax import exposure
+from ppcmi_jax import examples, exposure
 from ppcmi_jax.attacks import outline
 from ppcmi_jax.privacy import cells, notebook, pictures, traces
 from ppcmi_jax.privacy import setting as settings
@@ -256,7 +256,7 @@ def _describe(cell, unit):
 def _describe_setting(setting):
   truth = setting.groups['target']
   ceiling, _ = pictures.score(
-    setting, setting.decode(settings.take(setting.latents, truth))
+    setting, setting.decode(examples.take(setting.latents, truth))
   )
   return {
     'victim': setting.victim,

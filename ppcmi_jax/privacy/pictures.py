@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ppcmi_jax import image_metrics
+from ppcmi_jax import examples, image_metrics
 from ppcmi_jax.attacks import (
   ciphertext_only,
   inverter,
@@ -62,9 +62,9 @@ def known(most: int) -> Attack:
   def attack(setting, protection):
     seen, (rows, note) = setting.seen(protection), pairs(setting, most)
     fits = known_plaintext.fit(
-      settings.take(setting.latents, rows), settings.take(seen, rows)
+      examples.take(setting.latents, rows), examples.take(seen, rows)
     )
-    target = settings.take(seen, setting.groups['target'])
+    target = examples.take(seen, setting.groups['target'])
     guess = known_plaintext.alignment.undo(fits, target)
     return score(setting, setting.decode(guess), note)
 
@@ -81,12 +81,12 @@ def ciphertext(setting, protection):
   if not len(public):
     return cells.missing('no other client has public images'), None
   seen = setting.seen(protection)
-  public = settings.take(setting.latents, public)
+  public = examples.take(setting.latents, public)
   target = setting.groups['target']
   if protection == 'klt, fresh keys':
     parts = []
     for row in target:
-      one = settings.take(seen, [row])
+      one = examples.take(seen, [row])
       fits = ciphertext_only.fit(one, public, max_programs=0)
       parts.append(ciphertext_only.alignment.undo(fits, one))
     guess = {
@@ -96,13 +96,13 @@ def ciphertext(setting, protection):
   else:
     rows = intercepted(setting)
     fits = ciphertext_only.fit(
-      settings.take(seen, rows),
+      examples.take(seen, rows),
       public,
       permuted=protection != 'none',
       tolerance=TOLERANCE,
       max_programs=MAX_PROGRAMS,
     )
-    guess = ciphertext_only.alignment.undo(fits, settings.take(seen, target))
+    guess = ciphertext_only.alignment.undo(fits, examples.take(seen, target))
     note = f'{len(rows)} messages'
   return score(setting, setting.decode(guess), note)
 
@@ -121,11 +121,11 @@ def stitched(most: int) -> Attack:
       return cells.missing('no other client has a decoder'), None
     seen, (rows, note) = setting.seen(protection), pairs(setting, most)
     fits = stitching.fit(
-      settings.take(seen, rows),
-      settings.take(setting.own_latents, rows),
+      examples.take(seen, rows),
+      examples.take(setting.own_latents, rows),
       permuted=protection != 'none',
     )
-    target = settings.take(seen, setting.groups['target'])
+    target = examples.take(seen, setting.groups['target'])
     guess = stitching.stitch(fits, target)
     return score(setting, setting.own_decode(guess), note)
 
@@ -143,7 +143,7 @@ def learned(most: int, scales: tuple[str, ...] | None = None) -> Attack:
     seen = setting.latents if scales else setting.seen(protection)
     rows, note = pairs(setting, most)
     found = inverter.fit(
-      settings.take(seen, rows),
+      examples.take(seen, rows),
       setting.image[rows],
       scales=scales,
       prior=setting.prior,
@@ -153,7 +153,7 @@ def learned(most: int, scales: tuple[str, ...] | None = None) -> Attack:
       batch_size=8,
       patience=3,
     )
-    target = settings.take(seen, setting.groups['target'])
+    target = examples.take(seen, setting.groups['target'])
     return score(setting, found.predict(target), note)
 
   return attack

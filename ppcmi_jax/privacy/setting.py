@@ -50,6 +50,7 @@ class Setting(NamedTuple):
     latents: {scale: float32 [M, h, w, C]}, of the victim's encoder.
     own_latents: the same of the accomplice's.
     groups: {group: int [.], rows of the above}.
+    source: int [M], the row of which each is a copy, itself but for copies.
     prior: float32 [H, W, C], the mean of the victim's training images.
     protect: (protection, latents) -> what crosses, by one client's secret.
     seen: protection -> {scale: float32 [M, h, w, C]}, `latents` protected.
@@ -67,6 +68,7 @@ class Setting(NamedTuple):
   latents: Latents
   own_latents: Latents
   groups: Mapping[str, np.ndarray]
+  source: np.ndarray
   prior: np.ndarray
   protect: Callable[..., Latents]
   seen: Callable[[str], Latents]
@@ -82,23 +84,10 @@ class Setting(NamedTuple):
     return np.concatenate(parts)[:MAX_KNOWN]
 
   @property
-  def source(self) -> np.ndarray:
-    """int [M], the row of which each is a copy, itself but for copies."""
-    source, copies = np.arange(len(self.image)), self.groups['copies']
-    # Dealt in turns of own, as by `build`.
-    source[copies] = np.resize(self.groups['own'], len(copies))
-    return source
-
-  @property
   def intercepted(self) -> np.ndarray:
     """Rows of which the attacker has the messages."""
     parts = [self.groups[name] for name in ('target', 'own', 'copies')]
     return np.concatenate(parts)[:MAX_KNOWN]
-
-
-def take(latents: Latents, rows: np.ndarray) -> dict[str, np.ndarray]:
-  """Returns some of the messages."""
-  return {name: z[rows] for name, z in latents.items()}
 
 
 def build(config: Any, run: Any, *, seed: int = 0) -> Setting:
@@ -129,14 +118,17 @@ def build(config: Any, run: Any, *, seed: int = 0) -> Setting:
   parts = {name: part for name, part in parts.items() if part}
   image, mask, subject = parts['own']
   room = most - len(image) - len(parts.get('others', [[]])[0])
-  if config.augment and room > 0:
-    rows = np.arange(room) % len(image)
+  rows = np.arange(max(room, 0) if config.augment else 0) % len(image)
+  if len(rows):
     parts['copies'] = (
       *visits_lib.augmented(config, image[rows], mask[rows], seed=seed),
       subject[rows],
     )
   ends = np.cumsum([len(part[0]) for part in parts.values()])
-  groups = dict(zip(parts, np.split(np.arange(ends[-1]), ends[:-1])))
+  groups = dict.fromkeys(('own', 'others', 'target', 'copies'), np.arange(0))
+  groups |= zip(parts, np.split(np.arange(ends[-1]), ends[:-1]))
+  source = np.arange(ends[-1])
+  source[groups['copies']] = groups['own'][rows]
   image, mask, subject = map(np.concatenate, zip(*parts.values()))
 
   latents = encode(image)
@@ -165,10 +157,8 @@ def build(config: Any, run: Any, *, seed: int = 0) -> Setting:
     subject=subject,
     latents=latents,
     own_latents=_encoder(run, client)(image),
-    groups={
-      name: groups.get(name, np.arange(0))
-      for name in ('own', 'others', 'target', 'copies')
-    },
+    groups=groups,
+    source=source,
     prior=image[groups['own']].mean(axis=0),
     protect=protect,
     seen=seen,

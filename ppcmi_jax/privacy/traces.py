@@ -7,7 +7,7 @@ Each is a function of a setting and a protection and returns a cell (`cells`);
 import jax
 import numpy as np
 
-from ppcmi_jax import exposure, learners
+from ppcmi_jax import examples, exposure, learners
 from ppcmi_jax.attacks import (
   ciphertext_only,
   linking,
@@ -16,7 +16,6 @@ from ppcmi_jax.attacks import (
   seed_search,
 )
 from ppcmi_jax.privacy import cells, pictures
-from ppcmi_jax.privacy import setting as settings
 
 SEEDS = 256  # tried, the right one among them
 OWN_CASES = 200  # of the attacker on outlines, at most
@@ -42,8 +41,8 @@ def channels(most: int) -> pictures.Attack:
     rows = pictures.intercepted(setting)[:most]
     if protection == 'klt, fresh keys':
       rows = rows[:1]
-    seen = settings.take(setting.seen(protection), rows)
-    latents = settings.take(setting.latents, rows)
+    seen = examples.take(setting.seen(protection), rows)
+    latents = examples.take(setting.latents, rows)
     found = ciphertext_only.channels(
       seen, tolerance=pictures.TOLERANCE, max_programs=pictures.MAX_PROGRAMS
     )
@@ -68,7 +67,7 @@ def seeds(setting, protection):
   the best of all that are tried stands in its place.
   """
   row = setting.groups['target'][:1]
-  message = settings.take(setting.seen(protection), row)
+  message = examples.take(setting.seen(protection), row)
   transform = learners.TRANSFORMS['klt']
   if protection == 'klt, fresh keys':
     # The key of a message is that of the seed and of its number.
@@ -117,13 +116,13 @@ def outlined(same_encoder: bool) -> pictures.Attack:
       return cells.missing('masks without foreground'), None
     seen = setting.seen(protection)
     latents = setting.latents if same_encoder else setting.own_latents
-    known = settings.take(latents, own)
+    known = examples.take(latents, own)
     if protection not in ('none', 'klt'):
       known = setting.protect(protection, known, seed=setting.seed + 1)
     found = outline.fit(known, setting.mask[own], steps=STEPS, patience=4)
     # The order of positions shows in many messages, so all go in.
     rows = setting.intercepted if protection == 'klt' else target
-    messages = settings.take(seen, rows)
+    messages = examples.take(seen, rows)
     if protection == 'klt' and same_encoder:
       messages = _in_order(setting, messages, known)
     guess = found.predict(messages)[: len(target)]
@@ -146,7 +145,7 @@ def _in_order(setting, messages, known):
   """Puts positions where latents of the same encoder have their like."""
   rows = np.arange(len(pictures.intercepted(setting)))
   fits = ciphertext_only.fit(
-    settings.take(messages, rows), known, max_programs=0
+    examples.take(messages, rows), known, max_programs=0
   )
   return {
     name: position_order.apply(w, np.argsort(fits[name].order))
