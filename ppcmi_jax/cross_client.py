@@ -13,7 +13,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import numpy as np
 
 from ppcmi_jax import collaboration, evaluators, learners
 from ppcmi_jax.sealed import session
@@ -110,9 +109,3 @@ def cross_client(config: Any, run: collaboration.Collaboration) -> Matrices:
         for scores, score in zip(result, found):
           scores[key][i][j] = score
   return result
-
-
-def off_diagonal_mean(matrix: Mapping[str, Mapping[str, float]]) -> float:
-  """Averages a score over the pairs of two different clients."""
-  values = [v for i, row in matrix.items() for j, v in row.items() if i != j]
-  return float(np.mean(values)) if values else float('nan')

@@ -18,7 +18,7 @@ import hashlib
 import os
 import pathlib
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ppcmi_jax import page_style, tables
@@ -194,26 +194,9 @@ def definitions(mapping: Mapping[str, Any]) -> Html:
   return Html(f'<dl>\n{rows}</dl>')
 
 
-def bullets(items: Iterable[str]) -> Html:
-  """Returns a list of sentences."""
-  return Html(
-    '<ul>'
-    + ''.join(f'<li>{tables.escape_html(item)}</li>' for item in items)
-    + '</ul>'
-  )
-
-
 def verbatim(text: str) -> Html:
   """Returns text as it is, lines and spaces kept: a log, a file."""
   return Html(f'<pre tabindex="0">\n{tables.escape_html(text)}</pre>')
-
-
-def subsection(heading: str, *parts: Part) -> Html:
-  """Returns parts under a heading of the second order, as of one client."""
-  return Html(
-    f'<section>\n<h3>{tables.escape_html(heading)}</h3>\n{_join(parts)}'
-    '\n</section>'
-  )
 
 
 def details(summary: str, *parts: Part) -> Html:

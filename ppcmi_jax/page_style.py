@@ -48,12 +48,11 @@ body {
   font: 1.0625rem/1.6 system-ui, -apple-system, "Segoe UI", Roboto,
     "Helvetica Neue", "Noto Sans", "Liberation Sans", Arial, sans-serif;
 }
-h1, h2, h3 { font-weight: 600; line-height: 1.25; text-wrap: balance; }
+h1, h2 { font-weight: 600; line-height: 1.25; text-wrap: balance; }
 h1 { font-size: 2rem; margin: 0 0 .4rem; }
 h2 { font-size: 1.4rem; margin: 0 0 1rem; }
-h3 { font-size: 1.1rem; margin: 2rem 0 .75rem; }
-h1, h2, h3 { max-width: 60rem; }
-p, ul, ol, .note, figcaption { max-width: 64ch; }
+h1, h2 { max-width: 60rem; }
+p, ol, .note, figcaption { max-width: 64ch; }
 p { margin: 0 0 1rem; }
 .subtitle { color: var(--muted); font-size: 1.15rem; }
 a { color: var(--link); text-underline-offset: .15em; }
@@ -156,12 +155,12 @@ footer { color: var(--muted); font-size: .9375rem; margin-top: 3rem; }
 @media print {
   @page { margin: 15mm; }
   @page wide { margin: 10mm; size: landscape; }
-  .wide, h2:has(+ .wide), h3:has(+ .wide) { page: wide; }
+  .wide, h2:has(+ .wide) { page: wide; }
   .wide > * { max-width: none; }
   :root { --ground: #fff; font-size: 10pt; }
   body { font-size: 1rem; max-width: none; padding: 0; }
   .skip, nav { display: none; }
-  h2, h3, figcaption, summary { break-after: avoid; }
+  h2, figcaption, summary { break-after: avoid; }
   .note, .image, thead, tr, dl > div { break-inside: avoid; }
   .image img { max-height: 85vh; }
   .scroll, details .scroll { max-height: none; overflow: visible; }

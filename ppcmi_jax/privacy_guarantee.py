@@ -133,37 +133,3 @@ def epsilon(
     expected_batch / num_units, dp_accounting.GaussianDpEvent(noise_multiplier)
   )
   return float(accountant.compose(step, steps).get_epsilon(delta))
-
-
-def noise_multiplier_for(
-  target_epsilon: float,
-  *,
-  num_units: int,
-  expected_batch: int,
-  steps: int,
-  delta: float,
-) -> float:
-  """Returns the least noise multiplier (within 0.01) that keeps to an epsilon.
-
-  The result errs on the side of privacy.
-  """
-  of = lambda noise: epsilon(
-    noise_multiplier=noise,
-    num_units=num_units,
-    expected_batch=expected_batch,
-    steps=steps,
-    delta=delta,
-  )
-  if target_epsilon <= 0:
-    raise ValueError(
-      f'target_epsilon: expected more than 0, found {target_epsilon}'
-    )
-  low, high = 0.0, 1.0
-  while of(high) > target_epsilon:
-    low, high = high, 2 * high
-  while high - low > 0.01:
-    middle = (low + high) / 2
-    low, high = (
-      (low, middle) if of(middle) <= target_epsilon else (middle, high)
-    )
-  return high

@@ -71,7 +71,6 @@ def sample(png, client='A'):
         'Configuration',
         [
           page.definitions({'a': {'b': 1}, client: client, 'none': None}),
-          page.subsection(f'Of {client}', page.bullets([client, 'two'])),
           page.details(
             f'All of {client}',
             page.verbatim(f'{client}\n  two'),

@@ -58,17 +58,6 @@ def test_sampling_and_noise_protect_and_steps_cost():
   assert epsilon(0.0) == np.inf
 
 
-def test_noise_multiplier_keeps_to_an_epsilon():
-  noise = privacy_guarantee.noise_multiplier_for(
-    0.4, num_units=400, expected_batch=40, steps=5, delta=1e-3
-  )
-  assert epsilon(noise) <= 0.4 < epsilon(noise - 0.02)
-  with pytest.raises(ValueError, match='target_epsilon: expected more than 0'):
-    privacy_guarantee.noise_multiplier_for(
-      0, num_units=400, expected_batch=40, steps=5, delta=1e-3
-    )
-
-
 def test_gradients_are_clipped_one_by_one_and_over_all_arrays():
   rng = np.random.default_rng(0)
   grads = {

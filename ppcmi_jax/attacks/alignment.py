@@ -68,15 +68,12 @@ def check(one: Latents, other: Latents, *, paired: bool) -> None:
       )
 
 
-def procrustes(
-  latents: np.ndarray, observed: np.ndarray, *, isometric: bool = True
-) -> Isometry:
-  """Fits w = Q z + b to paired rows by least squares (Schoenemann, 1966).
+def procrustes(latents: np.ndarray, observed: np.ndarray) -> Isometry:
+  """Fits z = s Q^T (w - m') + m by least squares (Schoenemann, 1966).
 
   Args:
-    latents: float [M, C].
-    observed: float [M, C].
-    isometric: whether s is 1, or else fitted.
+    latents: float [M, C], z.
+    observed: float [M, C], w, in pairs.
 
   Returns:
     The fit, with an empty order.
@@ -86,9 +83,7 @@ def procrustes(
   left, values, right = np.linalg.svd(centred.T @ (latents - latent_mean))
   # Rounded float32 spans all directions, at 1e-7 of the values squared.
   known = values > 1e-9 * values[0] if values[0] > 0 else values < 0
-  scale = 1.0
-  if not isometric:
-    scale = values.sum() / max(np.sum(centred**2), np.finfo(float).tiny)
+  scale = values.sum() / max(np.sum(centred**2), np.finfo(float).tiny)
   return Isometry(
     left[:, known] @ right[known],
     float(scale),

@@ -87,7 +87,5 @@ def _fit_scale(z, w, permuted):
 def _fit_rows(z, w, order):
   channels = z.shape[-1]
   return alignment.procrustes(
-    z[:, order].reshape(-1, channels),
-    w.reshape(-1, channels),
-    isometric=False,
+    z[:, order].reshape(-1, channels), w.reshape(-1, channels)
   )

@@ -57,7 +57,6 @@ def search(
   observed: alignment.Latents,
   seeds: ArrayLike,
   *,
-  names: tuple[str, ...] | None = None,
   tolerance: float = 3e-3,
   batch_size: int = 64,
 ) -> Ranking:
@@ -68,16 +67,15 @@ def search(
     observed: {name: float [N, h, w, C]}, messages of one secret; all scales, as
       each scale's key depends on which there are.
     seeds: int [S], each from 0 to 2^32 - 1.
-    names: the scales to score, or None for the one with the most positions
-      (the others then are never drawn).
     tolerance: of `tie_share`.
     batch_size: seeds tried at a time.
 
   Returns:
-    The ranking; a score far above all others is the secret's seed.
+    The ranking by the scale with the most positions (the others are never
+    drawn); a score far above all others is the secret's seed.
 
   Raises:
-    ValueError: a seed out of range, an unknown scale.
+    ValueError: a seed out of range.
   """
   seeds = np.asarray(seeds, np.int64)
   if seeds.ndim != 1 or np.any((seeds < 0) | (seeds >= 2**32)):
@@ -86,18 +84,12 @@ def search(
       f'{list(seeds.shape)}; larger ones are the same keys'
     )
   largest = max(observed, key=lambda k: np.prod(np.shape(observed[k])[:-1]))
-  names = (largest,) if names is None else names
-  if unknown := set(names) - set(observed):
-    raise ValueError(
-      f'names: expected some of {sorted(observed)}, found {sorted(unknown)}'
-    )
   messages = jax.tree.map(jnp.asarray, dict(observed))
 
   def score(seed):
     secret = transform.init(jax.random.key(seed), messages)
     latents = transform.inverse(secret, messages)
-    shares = [tie_share(latents[name], tolerance) for name in names]
-    return jnp.mean(jnp.stack(shares))
+    return tie_share(latents[largest], tolerance)
 
   words = jnp.asarray(seeds.astype(np.uint32))
   run = jax.jit(lambda s: jax.lax.map(score, s, batch_size=batch_size))

@@ -79,11 +79,6 @@ class Volume(NamedTuple):
     x, y, _ = self.source_spacing_mm
     return y * scale, x * scale
 
-  @property
-  def slice_spacing_mm(self) -> float:
-    """Returns the distance between neighbouring slices in mm."""
-    return self.source_spacing_mm[2]
-
 
 VOLUMES = (
   Volume(

@@ -111,11 +111,6 @@ def read(path: str | os.PathLike) -> Volume:
   )
 
 
-def same_geometry(a: Volume, b: Volume) -> bool:
-  """Says whether the voxels of two volumes, as image and label, coincide."""
-  return not difference(a, b)
-
-
 def difference(a: Volume, b: Volume, *, tolerance: float = 0.1) -> str:
   """Says in words how the geometries of two volumes differ; '' if they don't.
 
