@@ -280,16 +280,6 @@ def test_a_campaign_resumes_and_keeps_its_drawings(patched, tmp_path, capsys):
   assert other['attacks'].keys() == first['attacks'].keys()
 
 
-def test_the_best_constant_mask_is_no_majority():
-  masks = np.zeros((10, 2, 2), bool)
-  masks[:, 0, 0] = True
-  masks[:4, 0, 1] = True  # too seldom for a majority, but worth it
-  masks[4:8, 1, 1] = True
-  best = campaign._best_constant(masks)
-  assert best[0, 0] and not best[1, 0]
-  assert not campaign._best_constant(np.zeros((3, 2, 2), bool)).any()
-
-
 def test_an_attack_that_diverges_ends_itself_only(patched):
   def diverge(setting, protection):
     raise FloatingPointError('the held-out loss is not finite')

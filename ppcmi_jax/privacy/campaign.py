@@ -25,8 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ppcmi_jax import examples, exposure
-from ppcmi_jax.attacks import outline
+from ppcmi_jax import examples, exposure, metrics
 from ppcmi_jax.privacy import cells, notebook, pictures, traces
 from ppcmi_jax.privacy import setting as settings
 
@@ -176,7 +175,8 @@ def privacy(
   notes.draw('mask', setting.mask[rows])
   notes.draw('prior', setting.prior)
   own = setting.mask[setting.groups['own']] > 0
-  notes.draw('prior_mask', _best_constant(own))
+  prior_mask = metrics.fit_shape_prior(own.astype(np.uint8), 2)
+  notes.draw('prior_mask', prior_mask > 0)
   steps = [
     (name, protection, attack)
     for name, attack in attacks.items()
@@ -231,20 +231,6 @@ def _run(attack, setting, protection):
     return attack.run(setting, protection)
   except FloatingPointError as error:  # of the attacker's own training
     return cells.missing(str(error)), None
-
-
-def _best_constant(masks):
-  """Returns the mask bool [H, W] of the largest mean Dice with bool [N, H, W].
-
-  It is among those of the pixels that are foreground often enough.
-  """
-  share = masks.mean(axis=0)
-  often = [share > level for level in np.linspace(0.05, 0.95, 19)]
-  if not masks.any():
-    return np.zeros_like(masks[0])
-  return max(
-    often, key=lambda m: outline.dice(np.broadcast_to(m, masks.shape), masks)
-  )
 
 
 def _describe(cell, unit):
