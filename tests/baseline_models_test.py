@@ -11,7 +11,6 @@ import pytest
 from flax import linen as nn
 from scipy import special
 
-from ppcmi_jax import models
 from ppcmi_jax.models import autoencoder, fatnet, ghostnet, mapping
 
 TINY_GHOST = functools.partial(ghostnet.GhostUNet, width=8, depth=1)
@@ -109,11 +108,6 @@ def test_sizes_of_the_methods_without_its_parts():
   latents['b'] = shape(1, 2, 2, 256)
   model = mapping.MappingNetwork(pooling='none')
   assert sum(sizes(model, latents, train=False).values()) == 55_633_536
-
-
-def test_models_are_listed_by_name():
-  assert models.MODELS['ghostnet'] is ghostnet.GhostUNet
-  assert models.MODELS['fatnet'] is fatnet.FATNet
 
 
 @pytest.mark.parametrize('make', [ghostnet.GhostUNet, fatnet.FATNet])

@@ -22,12 +22,6 @@ VOLUME = RNG.integers(-500, 500, (3, 4, 5), np.int16)
 VOLUME_MASK = RNG.integers(0, 2, (3, 4, 5), np.uint8)
 
 
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-  monkeypatch.setitem(datasets.DATASETS, 'folder', folder.Folder)
-  monkeypatch.setitem(datasets.CONFIGS, 'folder', folder.FolderConfig)
-
-
 def write(path, array, spacing_mm=(2, 0.75, 0.5), origin=(3, 4, 5)):
   path.parent.mkdir(parents=True, exist_ok=True)
   suffix = readers.suffix_of(path)

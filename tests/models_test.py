@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from ppcmi_jax import models
 from ppcmi_jax.models import (
   autoencoder,
   fatnet,
@@ -99,17 +98,6 @@ def test_mapping_has_the_published_number_of_parameters():
 
 def test_unet_has_the_published_number_of_parameters():
   assert num_parameters(unet.UNet(3), shape(1, 32, 32, 3)) == 31_043_651
-
-
-def test_models_are_listed_by_name():
-  assert {
-    'autoencoder': autoencoder.Autoencoder,
-    'mapping': mapping.MappingNetwork,
-    'fused_mapping': fused.FusedMapping,
-    'unet': unet.UNet,
-    'ghostnet': ghostnet.GhostUNet,
-    'fatnet': fatnet.FATNet,
-  } == models.MODELS
 
 
 @pytest.mark.parametrize(

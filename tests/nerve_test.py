@@ -44,12 +44,6 @@ def noisy(image, seed=0, amount=5):
   return np.clip(image + noise, 0, 255).astype(np.uint8)
 
 
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-  monkeypatch.setitem(datasets.DATASETS, 'nerve', nerve.Nerve)
-  monkeypatch.setitem(datasets.CONFIGS, 'nerve', nerve.NerveConfig)
-
-
 def write_pair(folder, name, image, mask):
   folder.mkdir(parents=True, exist_ok=True)
   Image.fromarray(image).save(folder / f'{name}.tif')

@@ -16,12 +16,6 @@ IMAGES = RNG.integers(0, 256, (5, 32, 48), np.uint8)
 MASKS = RNG.integers(0, 3, (5, 32, 48), np.uint8)
 
 
-@pytest.fixture(autouse=True)
-def registered(monkeypatch):
-  monkeypatch.setitem(datasets.DATASETS, 'psfh', psfh.Psfh)
-  monkeypatch.setitem(datasets.CONFIGS, 'psfh', psfh.PsfhConfig)
-
-
 def write(path, array):
   """Writes a .mha whose header says what is not so."""
   path.parent.mkdir(parents=True, exist_ok=True)
