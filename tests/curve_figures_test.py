@@ -15,9 +15,9 @@ def make_rows(task='1/7 image autoencoder, client 1', losses=(1.0, 0.1, 0.05)):
   ]
 
 
-def draw(tmp_path, rows, **arguments):
+def draw(tmp_path, rows):
   path = tmp_path / 'figure.png'
-  return sheet_layout.draw(curve_figures.draw_curves, path, rows, **arguments)
+  return sheet_layout.draw(curve_figures.draw_curves, path, rows)
 
 
 def data_of(panel, line=0):
@@ -29,7 +29,7 @@ def test_one_panel_a_task_in_order(tmp_path):
   names = [f'{i}/7 mask autoencoder, client {i}' for i in range(1, 7)]
   names.append('7/7 mapping network, a server of a very long name indeed')
   rows = [row for name in names for row in make_rows(name)]
-  drawn = draw(tmp_path, rows, title='A test', note='a note')
+  drawn = draw(tmp_path, rows)
   assert len(drawn.panels) == 7
   heads = [word for word in drawn.words() if word[1:3] == '/7']
   assert heads == [f'{name.split(",")[0]},' for name in names]

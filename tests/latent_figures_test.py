@@ -15,8 +15,8 @@ def make_latents(num_clients=3, n=4, d=5, seed=0):
   return {f'client {i}': rng.normal(size=(n, d)) for i in range(num_clients)}
 
 
-def draw(tmp_path, before, after=None, **arguments):
-  arguments |= {'before': before, 'after': before if after is None else after}
+def draw(tmp_path, before, after=None):
+  arguments = {'before': before, 'after': before if after is None else after}
   path = tmp_path / 'figure.png'
   return sheet_layout.draw(latent_figures.draw_latents, path, **arguments)
 
@@ -27,7 +27,7 @@ def points_of(panel):
 
 def test_four_panels_with_every_point_and_a_look_a_client(tmp_path):
   before, after = make_latents(7, n=2), make_latents(7, n=2, d=9, seed=1)
-  drawn = draw(tmp_path, before, after, title='A test', note='a note')
+  drawn = draw(tmp_path, before, after)
   assert len(drawn.panels) == 4
   for panel in drawn.panels:
     assert points_of(panel).shape == (14, 2)
@@ -78,10 +78,13 @@ def test_few_and_odd_points(tmp_path, before):
   assert len(points_of(panels[0])) == finite
 
 
-def test_points_are_drawn_from_clients_alike_and_repeatably(tmp_path):
+def test_points_are_drawn_from_clients_alike_and_repeatably(
+  tmp_path, monkeypatch
+):
+  monkeypatch.setattr(latent_figures, 'MAX_POINTS', 10)
   before = make_latents(2, n=50)
   before['client 1'] = before['client 1'][:3]
-  drawn = [draw(tmp_path, before, max_points=10) for _ in range(2)]
+  drawn = [draw(tmp_path, before) for _ in range(2)]
   assert 'client 0 (n = 5)' in drawn[0].words()
   assert 'client 1 (n = 3)' in drawn[0].words()
   for one, other in zip(drawn[0].panels, drawn[1].panels):
@@ -104,17 +107,14 @@ def test_without_points_there_is_no_file(tmp_path, before):
 
 
 @pytest.mark.parametrize(
-  'before, after, max_points, message',
+  'before, after, message',
   [
-    ({'A': np.eye(2)}, {'B': np.eye(2)}, 9, 'after must hold the clients'),
-    ({'A': np.eye(2)}, {'A': np.ones((3, 2))}, 9, 'as many latents of client'),
-    ({'A': np.ones(2)}, {'A': np.eye(2)}, 9, r'before must be \[N, D\]'),
-    ({'A': np.eye(2), 'B': np.eye(3)},) * 2 + (9, 'of one D'),
-    ({'A': np.eye(2), 'B': np.eye(2)},) * 2 + (1, 'max_points'),
+    ({'A': np.eye(2)}, {'B': np.eye(2)}, 'after must hold the clients'),
+    ({'A': np.eye(2)}, {'A': np.ones((3, 2))}, 'as many latents of client'),
+    ({'A': np.ones(2)}, {'A': np.eye(2)}, r'before must be \[N, D\]'),
+    ({'A': np.eye(2), 'B': np.eye(3)},) * 2 + ('of one D',),
   ],
 )
-def test_bad_arguments_are_refused(
-  tmp_path, before, after, max_points, message
-):
+def test_bad_arguments_are_refused(tmp_path, before, after, message):
   with pytest.raises(ValueError, match=message):
-    draw(tmp_path, before, after, max_points=max_points)
+    draw(tmp_path, before, after)

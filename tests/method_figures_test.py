@@ -45,7 +45,7 @@ def draw(tmp_path, **arguments):
       'spacing_mm': [[1.0, 1.0], [2.0, 1.0]],
       'case': ['a name ' * 20] * 2,
     },
-    {'n': 3, 'width_mm': 180, 'title': 'A test', 'note': 'a note'},
+    {'n': 3, 'width_mm': 180, 'title': 'A test'},
   ],
 )
 def test_two_panels_a_row_and_a_row_a_method(tmp_path, arguments):
@@ -61,12 +61,6 @@ def test_cases_stand_beside_each_other_as_far_as_there_is_room(tmp_path):
 
   assert len(lefts(90)) == 4
   assert len(lefts(180)) == 6
-
-
-def test_scores_are_written_where_there_are_some(tmp_path):
-  scores = {'U-Net': [0.911, None, float('nan')]}
-  drawn = draw(tmp_path, n=3, scores=scores)
-  assert [w for w in drawn.words() if w.startswith('Dice')] == ['Dice 0.91']
 
 
 def test_errors_are_those_of_each_method(tmp_path):
@@ -85,8 +79,3 @@ def test_without_cases_or_methods_there_is_no_file(tmp_path):
   for arguments in (make_arguments(n=0), make_arguments(methods=())):
     assert method_figures.draw_methods(path, **arguments) is False
   assert not path.exists()
-
-
-def test_scores_of_unknown_methods_are_refused(tmp_path):
-  with pytest.raises(ValueError, match='scores must be of methods'):
-    draw(tmp_path, scores={'other': [1.0]})

@@ -45,7 +45,6 @@ def scale_of(drawn):
       'num_classes': 11,
       'channels': 3,
       'title': 'A test',
-      'note': 'b ' * 90,
     },
     {'case': ['a name ' * 30], 'spacing_mm': [[1.0, 3.0]]},
   ],

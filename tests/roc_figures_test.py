@@ -19,7 +19,6 @@ def test_a_panel_a_loss_and_experiment(tmp_path):
     fprs=FPRS,
     losses={'all': 'all scales', 'mask': 'decoded mask'},
     title='A test',
-    note='a note',
   )
   assert len(drawn.panels) == 6
   assert {'lira online', 'chance', 'TPR', 'FPR', '0.001'} <= set(drawn.words())

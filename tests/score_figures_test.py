@@ -34,7 +34,7 @@ def boxes_of(panel):
 def test_one_box_a_class_and_group(tmp_path, num_classes, num_groups):
   classes = [f'organ {i}' for i in range(num_classes)]
   per_case = {f'client {i}': make_rows(classes) for i in range(num_groups)}
-  drawn = draw(tmp_path, per_case, title='A test', note='a note')
+  drawn = draw(tmp_path, per_case)
   assert [boxes_of(panel) for panel in drawn.panels] == [
     num_groups
   ] * num_classes

@@ -23,18 +23,16 @@ def draw_attacks(
   *,
   labels: Mapping[str, str],
   protections: Sequence[str],
-  case: int = 0,
   spacing_mm: ArrayLike = (1.0, 1.0),
   distance_unit: str = 'pixels',
   title: str = '',
   note: str = '',
-  width_mm: float = WIDTH_MM,
 ) -> bool:
   """Draws a row an attack: the truth, and what is drawn of it, by protection.
 
-  Beside the truth is what is drawn without any message, the prior. In each
-  corner stands the PSNR in dB, of masks the Dice; what was not measured is left
-  blank.
+  All are of the first case. Beside the truth is what is drawn without any
+  message, the prior. In each corner stands the PSNR in dB, of masks the Dice;
+  what was not measured is left blank.
 
   Args:
     path: the file to write, .png, .pdf or .svg; folders are made.
@@ -44,12 +42,10 @@ def draw_attacks(
       masks as the mask.
     labels: {attack: as people read it}, in the order of the rows.
     protections: the columns.
-    case: which of the N.
     spacing_mm: [2], size of a pixel, row then column.
     distance_unit: of the spacing; 'mm' if it is given in mm.
     title: above the picture.
     note: below the picture.
-    width_mm: of the sheet.
 
   Returns:
     Whether there was anything to draw; without an attack no file is written.
@@ -60,7 +56,7 @@ def draw_attacks(
   path = sheets.check_path(path)
   rows = {
     attack: {
-      protection: np.asarray(examples[f'{attack}|{protection}'])[case]
+      protection: np.asarray(examples[f'{attack}|{protection}'])[0]
       for protection in protections
       if f'{attack}|{protection}' in examples
     }
@@ -70,13 +66,13 @@ def draw_attacks(
   if not rows:
     return False
   truth = {
-    3: np.asarray(examples['truth'])[case],
-    2: np.asarray(examples['mask'])[case] > 0,
+    3: np.asarray(examples['truth'])[0],
+    2: np.asarray(examples['mask'])[0] > 0,
   }
   prior = {3: examples['prior'], 2: examples['prior_mask']}
   extent_mm = np.asarray(spacing_mm) * truth[2].shape
   columns = ['truth', 'no message', *protections]
-  sheet = sheets.Sheet(width_mm=width_mm, title=title)
+  sheet = sheets.Sheet(width_mm=WIDTH_MM, title=title)
   panel_mm = (sheet.inner_mm - GAP_MM * (len(columns) - 1)) / len(columns)
   height_mm = case_panels.scan_height(panel_mm, extent_mm)
   starts = sheets.MARGIN_MM + np.arange(len(columns)) * (panel_mm + GAP_MM)

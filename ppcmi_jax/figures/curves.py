@@ -28,12 +28,7 @@ MAX_TICKS = 5
 
 
 def draw_curves(
-  path: str | os.PathLike,
-  rows: Sequence[Mapping[str, Any]],
-  *,
-  title: str = '',
-  note: str = '',
-  width_mm: float = sheets.WIDTH_MM,
+  path: str | os.PathLike, rows: Sequence[Mapping[str, Any]]
 ) -> bool:
   """Draws training and validation loss, a panel for each task.
 
@@ -45,9 +40,6 @@ def draw_curves(
     path: the file to write, .png, .pdf or .svg; folders are made.
     rows: those of metrics.jsonl: 'task', 'step', 'loss' and 'valid_loss'; a
       loss that is missing, None or not finite leaves a gap.
-    title: above the picture.
-    note: below the picture.
-    width_mm: of the sheet.
 
   Returns:
     Whether there was anything to draw; without rows no file is written.
@@ -61,7 +53,7 @@ def draw_curves(
     tasks.setdefault(row['task'], {})[row['step']] = row
   if not tasks:
     return False
-  sheet = sheets.Sheet(width_mm=width_mm, title=title)
+  sheet = sheets.Sheet()
   num_columns = max(1, min(len(tasks), int(sheet.inner_mm / COLUMN_MM)))
   column_mm = sheet.inner_mm / num_columns
   left_mm = sheets.LINE_MM + 8.5
@@ -91,7 +83,6 @@ def draw_curves(
       below = top + PANEL_MM + 1.5 * sheets.LINE_MM + 0.5
       sheet.text(x + left_mm + panel_mm / 2, below, 'step', ha='center')
     sheet.top_mm += head_mm + PANEL_MM + 2 * sheets.LINE_MM + 2.5
-  sheet.paragraph(note, color='0.35')
   sheet.save(path)
   return True
 

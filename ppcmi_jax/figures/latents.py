@@ -18,7 +18,7 @@ from numpy.typing import ArrayLike
 
 from ppcmi_jax.figures import sheets
 
-MAX_POINTS = 300
+MAX_POINTS = 300  # of a panel
 PERPLEXITY = 30
 MIN_TSNE = 4  # points; below that there are no neighbourhoods to keep
 DIMENSIONS = 50  # that t-SNE starts from
@@ -30,35 +30,25 @@ def draw_latents(
   *,
   before: Mapping[str, ArrayLike],
   after: Mapping[str, ArrayLike],
-  title: str = '',
-  note: str = '',
-  max_points: int = MAX_POINTS,
-  seed: int = 0,
-  width_mm: float = sheets.WIDTH_MM,
 ) -> bool:
   """Draws PCA and t-SNE of latents, before and after the keyed transform.
 
   Each panel is fitted to what it shows, all clients together, so that the axes
   of two panels are not comparable. Latents that are not finite, before or
-  after, are left out.
+  after, are left out; of more than `MAX_POINTS` so many are drawn, at random,
+  clients alike.
 
   Args:
     path: the file to write, .png, .pdf or .svg; folders are made.
     before: {client: floating [N, D]}; N may differ by client.
     after: the same latents keyed, of the same clients; D may differ.
-    title: above the picture.
-    note: below the picture.
-    max_points: to draw in a panel, drawn at random, clients alike.
-    seed: of that choice and of t-SNE.
-    width_mm: of the sheet.
 
   Returns:
     Whether there was anything to draw; without points no file is written.
 
   Raises:
     ValueError: other clients before than after, or another N, arrays that are
-      not [N, D] or of several D, `max_points` below the number of clients, or
-      a file name of another format.
+      not [N, D] or of several D, or a file name of another format.
   """
   path = sheets.check_path(path)
   if list(before) != list(after):
@@ -66,14 +56,9 @@ def draw_latents(
       'after must hold the clients of before, in their order, '
       f'{list(before)}, found {list(after)}'
     )
-  if max_points < max(1, len(before)):
-    raise ValueError(
-      f'max_points must be at least 1 a client, {len(before)}, found '
-      f'{max_points}'
-    )
   stages = [_arrays(before, 'before'), _arrays(after, 'after')]
   rows = []
-  rng = np.random.default_rng(seed)
+  rng = np.random.default_rng(0)
   for name, one, other in zip(before, *stages):
     if len(one) != len(other):
       raise ValueError(
@@ -82,7 +67,7 @@ def draw_latents(
       )
     finite = np.isfinite(one).all(axis=1) & np.isfinite(other).all(axis=1)
     shuffled = rng.permutation(np.flatnonzero(finite))
-    rows.append(np.sort(shuffled[: max_points // len(before)]))
+    rows.append(np.sort(shuffled[: max(1, MAX_POINTS // len(before))]))
   sizes = [len(chosen) for chosen in rows]
   if not sum(sizes):
     return False
@@ -91,7 +76,7 @@ def draw_latents(
     for arrays in stages
   ]
 
-  sheet = sheets.Sheet(width_mm=width_mm, title=title)
+  sheet = sheets.Sheet()
   label_mm = sheets.LINE_MM + 0.5
   panel_mm = sheet.inner_mm / 2 - label_mm - 0.5
   starts = sheets.MARGIN_MM + label_mm + np.array([0, sheet.inner_mm / 2])
@@ -104,7 +89,7 @@ def draw_latents(
     for x, stage in zip(starts, stages):
       panel = sheet.panel(x, sheet.top_mm, panel_mm, panel_mm)
       panel.set(xticks=[], yticks=[])
-      projected, labels = project(stage, seed)
+      projected, labels = project(stage)
       for axis, label in enumerate(labels):
         place = (x + panel_mm / 2, sheet.top_mm + panel_mm + sheets.LINE_MM / 2)
         if axis:
@@ -124,7 +109,6 @@ def draw_latents(
     'between the clusters of t-SNE mean nothing.',
     color='0.35',
   )
-  sheet.paragraph(note, color='0.35')
   sheet.save(path)
   return True
 
@@ -151,9 +135,8 @@ def _components(points: np.ndarray, dimensions: int) -> np.ndarray:
   return components
 
 
-def _pca(points: np.ndarray, seed: int) -> tuple[np.ndarray, list[str]]:
+def _pca(points: np.ndarray) -> tuple[np.ndarray, list[str]]:
   """Returns two coordinates, and what to write along the axes."""
-  del seed
   components = _components(points, 2)
   total = np.sum(np.var(points, axis=0))
   shares = np.var(components, axis=0) / total if total else np.zeros(2)
@@ -162,7 +145,7 @@ def _pca(points: np.ndarray, seed: int) -> tuple[np.ndarray, list[str]]:
   ]
 
 
-def _tsne(points: np.ndarray, seed: int) -> tuple[np.ndarray | None, list[str]]:
+def _tsne(points: np.ndarray) -> tuple[np.ndarray | None, list[str]]:
   """Returns two coordinates, None for too few points, and the axes' labels."""
   from sklearn import manifold
 
@@ -177,7 +160,7 @@ def _tsne(points: np.ndarray, seed: int) -> tuple[np.ndarray | None, list[str]]:
     perplexity=perplexity,
     init=start.astype(np.float32),
     method='exact',  # the other's result depends on the number of threads
-    random_state=seed,
+    random_state=0,
     n_jobs=1,
   )
   labels[0] += f' (perplexity {perplexity:.0f})'

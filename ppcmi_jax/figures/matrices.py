@@ -19,43 +19,33 @@ def draw_matrix(
   *,
   value_label: str,
   title: str = '',
-  limits: tuple[float, float] = (0.0, 1.0),
-  row_label: str = 'encoder of',
-  column_label: str = 'decoder of',
-  decimals: int = 2,
-  note: str = '',
-  width_mm: float = sheets.WIDTH_MM,
 ) -> bool:
-  """Draws a heat map with its values, such as of pairs of clients.
+  """Draws a heat map of pairs of clients, with its values.
+
+  The sheet grows wider where there are too many columns.
 
   Args:
     path: the file to write, .png, .pdf or .svg; folders are made.
-    matrix: {row: {column: value}}; None, NaN and what is missing are hatched.
+    matrix: {client that encodes: {client that decodes: value from 0, dark, to
+      1}}; None, NaN and what is missing are hatched.
     value_label: what the colours are, with unit, along their bar.
     title: above the picture.
-    limits: values of the darkest and the brightest colour.
-    row_label: what the rows are, left of their names.
-    column_label: what the columns are, above their names.
-    decimals: of the values.
-    note: below the picture.
-    width_mm: of the sheet, which is wider where there are too many columns.
 
   Returns:
     Whether there was anything to draw; without a cell no file is written.
 
   Raises:
-    ValueError: limits that do not ascend, or a file name of another format.
+    ValueError: a file name of another format.
   """
   path = sheets.check_path(path)
-  if not limits[0] < limits[1]:
-    raise ValueError(f'limits must ascend, found {limits}')
   rows = list(matrix)
   columns = list(dict.fromkeys(j for row in matrix.values() for j in row))
   if not columns:
     return False
+  width_mm = sheets.WIDTH_MM
   sheet = sheets.Sheet(width_mm=width_mm)
   texts = {
-    (i, j): f'{matrix[i][j]:.{decimals}f}'
+    (i, j): f'{matrix[i][j]:.2f}'
     for i in rows
     for j in columns
     if _is_finite(matrix[i].get(j))
@@ -78,7 +68,7 @@ def draw_matrix(
   head_mm = min(MAX_LABEL_MM, max(heads_mm)) if upright else sheets.LINE_MM
   half_line = sheets.LINE_MM / 2
   centre_mm = left_mm + wide_mm / 2
-  sheet.text(centre_mm, sheet.top_mm + half_line, column_label, ha='center')
+  sheet.text(centre_mm, sheet.top_mm + half_line, 'decoder of', ha='center')
   sheet.top_mm += sheets.LINE_MM + head_mm + 1.5
   for k, name in enumerate(columns):
     sheet.text(
@@ -96,22 +86,20 @@ def draw_matrix(
       sheet.shorten(name, width_mm=names_mm + 0.1),
       ha='right',
     )
-  label = sheet.wrap(row_label, width_mm=max(tall_mm, 3 * sheets.LINE_MM))
   sheet.text(
     sheets.MARGIN_MM + half_line,
     sheet.top_mm + tall_mm / 2,
-    label[0] if label else '',
+    'encoder of',
     rotation=90,
     ha='center',
   )
 
   panel = sheet.panel(left_mm, sheet.top_mm, wide_mm, tall_mm)
-  scale = cm.ScalarMappable(colors.Normalize(*limits), 'viridis')
+  scale = cm.ScalarMappable(colors.Normalize(0, 1), 'viridis')
   _draw_cells(panel, rows, columns, matrix, texts, scale)
   tall_mm = max(tall_mm, 20)
   _draw_scale(sheet, left_mm + wide_mm + 3, tall_mm, scale, value_label)
   sheet.top_mm += tall_mm + 2
-  sheet.paragraph(note, color='0.35')
   sheet.save(path)
   return True
 

@@ -3,7 +3,6 @@
 Axes: N cases, H height, W width, C channels, K classes.
 """
 
-import math
 import os
 from collections.abc import Mapping, Sequence
 
@@ -28,9 +27,7 @@ def draw_methods(
   spacing_mm: ArrayLike,
   case: Sequence[str],
   distance_unit: str = 'mm',
-  scores: Mapping[str, Sequence[float | None]] | None = None,
   title: str = '',
-  note: str = '',
   width_mm: float = sheets.WIDTH_MM,
 ) -> bool:
   """Draws two columns a case: image and truth, then a row for each method.
@@ -47,10 +44,7 @@ def draw_methods(
     spacing_mm: [N, 2], size of a pixel, row then column.
     distance_unit: of the spacing, 'mm' or 'pixels' where it is not known.
     case: N names.
-    scores: {method: N mean Dice scores}, written into the masks; None and NaN
-      are left out.
     title: above the picture.
-    note: below the picture.
     width_mm: of the sheet; 180 for two columns of a paper.
 
   Returns:
@@ -58,18 +52,11 @@ def draw_methods(
     file is written.
 
   Raises:
-    ValueError: as `case_panels.check_cases`, scores of a method that has no
-      prediction, or a file name of another format.
+    ValueError: as `case_panels.check_cases`, or a file name of another format.
   """
   path = sheets.check_path(path)
   if not len(case) or not predictions:
     return False
-  scores = scores or {}
-  if not set(scores) <= set(predictions):
-    raise ValueError(
-      f'scores must be of methods in predictions, {sorted(predictions)}, '
-      f'found {sorted(scores)}'
-    )
   masks = {'truth': truth}
   masks |= {f'prediction of {name}': p for name, p in predictions.items()}
   cases = case_panels.check_cases(
@@ -77,7 +64,7 @@ def draw_methods(
     masks=masks,
     class_names=class_names,
     spacing_mm=spacing_mm,
-    names={'case': case, **{f'scores of {k}': v for k, v in scores.items()}},
+    names={'case': case},
   )
   sheet = sheets.Sheet(width_mm=width_mm, title=title)
   label_mm = sheets.LINE_MM + 0.5
@@ -93,7 +80,6 @@ def draw_methods(
       range(start, min(start + per_block, len(case))),
       names=case,
       methods=list(predictions),
-      scores=scores,
       starts=first_mm + np.arange(per_block) * (pair_mm + 2 * GAP_MM),
       panel_mm=panel_mm,
       class_colors=panels.palette(len(class_names)),
@@ -102,7 +88,6 @@ def draw_methods(
     sheet.top_mm += 2
   sheet.legend(panels.class_handles(class_names, cases.present), 'structures')
   sheet.legend(panels.error_handles(), 'errors')
-  sheet.paragraph(note, color='0.35')
   sheet.save(path)
   return True
 
@@ -114,7 +99,6 @@ def _draw_block(
   *,
   names: Sequence[str],
   methods: Sequence[str],
-  scores: Mapping[str, Sequence[float | None]],
   starts: np.ndarray,
   panel_mm: float,
   class_colors: np.ndarray,
@@ -159,9 +143,6 @@ def _draw_block(
       prediction = cases.masks[f'prediction of {method}'][i]
       panels.draw_mask(left, labels=prediction, **tint)
       panels.draw_errors(right, prediction=prediction, truth=truth, **scan)
-      score = scores[method][i] if method in scores else None
-      if score is not None and math.isfinite(score):
-        panels.write_in_corner(left, f'Dice {score:.2f}')
     sheet.top_mm += height_mm + GAP_MM
 
 

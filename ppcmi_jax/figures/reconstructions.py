@@ -27,8 +27,6 @@ def draw_reconstructions(
   case: Sequence[str],
   distance_unit: str = 'mm',
   title: str = '',
-  note: str = '',
-  width_mm: float = sheets.WIDTH_MM,
 ) -> bool:
   """Draws one row a case: image, decoded, difference; mask, decoded.
 
@@ -43,8 +41,6 @@ def draw_reconstructions(
     distance_unit: of the spacing, 'mm' or 'pixels' where it is not known.
     case: N lines to stand above the rows, such as name and scores.
     title: above the picture.
-    note: below the picture.
-    width_mm: of the sheet.
 
   Returns:
     Whether there was anything to draw; without cases no file is written.
@@ -65,7 +61,7 @@ def draw_reconstructions(
   difference = np.abs(cases.grey['reconstruction'] - cases.grey['image'])
   limit = _difference_limit(difference)
   class_colors = panels.palette(len(class_names))
-  sheet = sheets.Sheet(width_mm=width_mm, title=title)
+  sheet = sheets.Sheet(title=title)
   panel_mm = (sheet.inner_mm - 5 * GAP_MM) / 5
   starts = sheets.MARGIN_MM + np.arange(5) * (panel_mm + GAP_MM)
   starts[3:] += GAP_MM  # between images and masks
@@ -119,7 +115,6 @@ def draw_reconstructions(
   sheet.legend(
     panels.class_handles(class_names, cases.present), 'structures of the masks'
   )
-  sheet.paragraph(note, color='0.35')
   sheet.save(path)
   return True
 

@@ -30,8 +30,6 @@ def draw_roc(
   fprs: Sequence[float],
   losses: Mapping[str, str],
   title: str = '',
-  note: str = '',
-  width_mm: float = WIDTH_MM,
 ) -> bool:
   """Draws a row of panels for each loss, a panel an experiment.
 
@@ -43,8 +41,6 @@ def draw_roc(
     fprs: false positive rates [R], ascending, above 0.
     losses: {loss: as people read it}, those to draw.
     title: above the picture.
-    note: below the picture.
-    width_mm: of the sheet.
 
   Returns:
     Whether there was anything to draw; without a curve no file is written.
@@ -63,7 +59,7 @@ def draw_roc(
     return False
   attacks = dict.fromkeys(name for found in shown.values() for name in found)
   looks = dict(zip(attacks, LOOKS, strict=False))
-  sheet = sheets.Sheet(width_mm=width_mm, title=title)
+  sheet = sheets.Sheet(width_mm=WIDTH_MM, title=title)
   sheet.legend(
     [
       *(
@@ -94,7 +90,6 @@ def draw_roc(
       below_mm = top_mm + side_mm + 1.5 * sheets.LINE_MM + 1.5
       sheet.text(middle_mm, below_mm, 'FPR', ha='center')
     sheet.top_mm += side_mm + 3 * sheets.LINE_MM + 3.5
-  sheet.paragraph(note, color='0.35')
   sheet.save(path)
   return True
 

@@ -77,9 +77,6 @@ def draw_boxplots(
   *,
   metric: str = 'dice',
   distance_unit: str = 'mm',
-  title: str = '',
-  note: str = '',
-  width_mm: float = sheets.WIDTH_MM,
 ) -> bool:
   """Draws a box and the points of every class and client, or method.
 
@@ -95,9 +92,6 @@ def draw_boxplots(
     metric: key of the value to draw; `METRICS` names those that are known.
     distance_unit: of the metrics in mm; 'pixels' where the spacing is 1 for
       unknown.
-    title: above the picture.
-    note: below the picture.
-    width_mm: of the sheet.
 
   Returns:
     Whether there was anything to draw; where no row defines the metric, no
@@ -122,7 +116,7 @@ def draw_boxplots(
   ]
   if not every:
     return False
-  sheet = sheets.Sheet(width_mm=width_mm, title=title)
+  sheet = sheets.Sheet()
   label_mm = min(MAX_LABEL_MM, max(sheet.measure_mm(g) for g in per_case))
   counts_mm = [sheet.measure_mm(head) + 2 for head in ('0000', 'missed')]
   left_mm = sheets.MARGIN_MM + label_mm + 1
@@ -164,7 +158,6 @@ def draw_boxplots(
     sheet.top_mm += sheets.LINE_MM
   sheet.top_mm += 1
   sheet.legend(_box_handles())
-  sheet.paragraph(note, color='0.35')
   sheet.save(path)
   return True
 
