@@ -32,6 +32,7 @@ SECTIONS = {
   'What crosses, and who can open it': ('cross_client',),
   'Attacks': ('privacy', 'privacy_server', 'membership', 'privacy_spread'),
   'Cost of a query': ('query', 'wire', 'payload', 'networks'),
+  'Training': (),  # pictures alone
 }
 _OBFUSCATION = (
   'is obfuscation, not confidentiality: one or a few known images undo it. '
@@ -116,13 +117,6 @@ def _page(config, run, results, built, figures) -> str:
     ]
     if parts:
       sections.append(page.Section(heading, parts))
-  trained = [f for f in figures if f.section == 'Training']
-  if trained:
-    sections.append(
-      page.Section(
-        'Training', [page.figure(f.path, f.caption, f.alt) for f in trained]
-      )
-    )
   sections.append(
     page.Section(
       'Configuration',
