@@ -25,6 +25,7 @@ from ppcmi_jax.figures import (
   scores,
   segmentations,
 )
+from ppcmi_jax.privacy import notebook
 
 LATENT_CASES = 60  # of a client, in the picture of latents
 
@@ -183,7 +184,7 @@ def _latents(config, run, folder) -> list[Figure]:
 
 def _attacks(config, run, result, workdir) -> list[Figure]:
   """Draws what each attacker makes of one test case."""
-  file = workdir / 'eval' / 'privacy_examples.npz'
+  file = workdir / 'eval' / notebook.EXAMPLES
   if not file.exists():
     return []
   with np.load(file, allow_pickle=False) as arrays:

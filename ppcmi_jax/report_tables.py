@@ -8,7 +8,9 @@ from ppcmi_jax import (
   cross_client,
   evaluation,
   hospitals,
+  official_metrics,
   privacy_tables,
+  score_table,
   tables,
 )
 
@@ -21,7 +23,6 @@ METRICS = (
   ('asd_mm', 'ASD {unit}'),
   ('nsd', 'NSD'),
 )
-COUNTS = ('n', 'n_missed', 'n_spurious', 'n_empty')
 # What a score is to be seen beside, where the method has it.
 REFERENCES = {
   'shape_prior': 'prior',
@@ -99,7 +100,7 @@ def _segmentation(config, run, result):
           label,
           tables.Interval(tables.number(scores['dice']), low, high),
           *(tables.number(scores[metric]) for metric, _ in METRICS[1:]),
-          *(scores[count] for count in COUNTS),
+          *(scores[count] for count in score_table.COUNTS),
           *(
             tables.number(parts[key][name]['dice'])
             for key in REFERENCES
@@ -186,10 +187,9 @@ def _intervals(config, run, result):
 
 def _official_scores(config, run, result):
   del config
-  metrics = ('dice', 'iou', 'sensitivity', 'specificity', 'hd95_px', 'asd_px')
   rows = [
     [client, label]
-    + [tables.number(scores[name][metric]) for metric in metrics]
+    + [tables.number(scores[name][key]) for key in official_metrics.MEANS]
     + [scores[name]['n'], scores['settings']['num_left_out']]
     for client, scores in result.items()
     for label, name in _structures(run, scores)
