@@ -91,8 +91,8 @@ def observe(
         f'{list(z.shape)}'
       )
   if protection == OTHERS:
-    half = max(1, len(next(iter(latents.values()))) // 2)
-    latents = {name: np.roll(z, half, axis=0) for name, z in latents.items()}
+    others = _others(len(next(iter(latents.values()))), seed)
+    latents = {name: z[others] for name, z in latents.items()}
   if protection in SEALED:
     return _sealed(latents, sealed_dtype)
   if transform is None:
@@ -108,6 +108,14 @@ def observe(
     name: np.asarray(z).astype(dtype).astype(np.float32)
     for name, z in latents.items()
   }
+
+
+def _others(count, seed):
+  """Returns for each of N rows another, at random: no row's is its own."""
+  order = np.random.default_rng(seed).permutation(count)
+  others = np.empty_like(order)
+  others[order] = np.roll(order, 1)
+  return others
 
 
 def _fresh(transform, key, latents):

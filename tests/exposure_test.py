@@ -74,3 +74,14 @@ def test_mistakes_are_named(latents):
     exposure.observe('sealed', latents, sealed_dtype='float32')
   with pytest.raises(ValueError, match=r's3: expected \[N, h, w, C\]'):
     exposure.observe('none', {'s3': latents['s3'][0]})
+
+
+@pytest.mark.parametrize('count', [2, 3, 50])
+def test_other_images_are_nobodys_own_and_leave_no_visits_together(count):
+  others = exposure._others(count, seed=0)
+  assert sorted(others) == list(range(count))
+  assert np.all(others != np.arange(count))
+  if count == 50:  # visits of ten subjects, one after the other
+    subject = np.arange(count) // 5
+    together = subject[others].reshape(10, 5)
+    assert all(len(set(row)) > 2 for row in together.tolist())

@@ -90,6 +90,18 @@ def patched(monkeypatch):
   return calls
 
 
+def test_few_known_images_are_spread_over_those_of_the_victim():
+  setting = make_setting()._replace(
+    groups={
+      'own': np.arange(10, 20), 'others': np.arange(4), 'copies': np.arange(0)
+    }
+  )  # fmt: skip
+  assert setting.known(1).tolist() == [15]
+  assert setting.known(5).tolist() == [11, 13, 15, 17, 19]
+  assert setting.known(12).tolist() == [*range(10, 20), 1, 3]
+  assert len(setting.known()) == 14
+
+
 def test_klt_falls_to_known_plaintext_and_sealed_does_not():
   reached = {
     name: pictures.known(4)(make_setting(), name)

@@ -4,8 +4,8 @@ The dual form works with inner products of rows, so that it takes rows of any
 length, and does not change when all rows are rotated alike.
 
   >>> rng = np.random.default_rng(0)
-  >>> x = rng.normal(size=[40, 3])
-  >>> ridge, left_out = fit(x, x @ [[1.0], [2.0], [3.0]], rng)
+  >>> x, group = rng.normal(size=[40, 3]), np.arange(40) // 8
+  >>> ridge, left_out = fit(x, x @ [[1.0], [2.0], [3.0]], group, rng)
   >>> ridge(np.eye(3)).round(1).ravel().tolist()
   [1.0, 2.0, 3.0]
 """
@@ -19,33 +19,41 @@ _PENALTIES = 10.0 ** np.arange(-3, 2.5, 0.5)  # times the mean eigenvalue
 
 
 def fit(
-  x: np.ndarray, y: np.ndarray, rng: np.random.Generator
+  x: np.ndarray,
+  y: np.ndarray,
+  group: np.ndarray,
+  rng: np.random.Generator,
 ) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
   """Regresses y [n, D] on x [n, F], both centred by the caller.
 
-  The penalty is that of the smallest leave-one-out error, in closed form; an
-  infinite one, which predicts zero, is among them.
+  The penalty is that of the smallest error of groups that are left out, in
+  closed form; an infinite one, which predicts zero, is among them. Rows that
+  are nearly alike belong into one group, or they foretell each other.
 
   Args:
     x: inputs.
     y: targets.
+    group: int [n], rows with the same number are left out together.
     rng: chooses rows where there are more than 2048.
 
   Returns:
     The prediction, a function of x, and the predictions of y, each made by
-    the other rows.
+    the other groups.
   """
   rows = np.arange(len(x))
   if len(x) > _LARGEST:
     rows = rng.choice(len(x), _LARGEST, replace=False)
   some, truth = x[rows], y[rows]
+  groups = [np.flatnonzero(group[rows] == g) for g in np.unique(group[rows])]
   values, vectors = np.linalg.eigh((some @ some.T).astype(np.float64))
   values = np.maximum(values, 0)
   best = np.sum(np.square(truth)), np.zeros_like(truth), truth
   for penalty in _PENALTIES * max(values.mean(), 1e-12):
     inverse = (vectors / (values + penalty)) @ vectors.T
     weights = inverse.astype(y.dtype) @ truth
-    error = weights / np.diag(inverse)[:, None].astype(y.dtype)
+    error = np.empty_like(weights)
+    for one in groups:
+      error[one] = np.linalg.solve(inverse[np.ix_(one, one)], weights[one])
     if np.sum(np.square(error)) < best[0]:
       best = np.sum(np.square(error)), weights, error
   _, weights, error = best

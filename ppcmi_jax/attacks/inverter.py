@@ -47,6 +47,7 @@ from ppcmi_jax.attacks import dual_ridge, fitting, position_order
 from ppcmi_jax.models import layers
 
 FEW_PAIRS = 5  # of different images; below, no decoder is trained
+_FOLDS = 5
 _ROWS = 8192  # positions at a time, to bound memory
 
 
@@ -171,7 +172,9 @@ def fit(
     return {**z, 'prior': np.repeat(hint, len(next(iter(z.values()))), 0)}
 
   z, target = inputs(observed), images - prior
-  base, left_out = _linear(examples.take(z, train), target[train], rng)
+  base, left_out = _linear(
+    examples.take(z, train), target[train], _folds(index[train]), rng
+  )
   residual = target - base(z)
   residual[train] = target[train] - left_out
 
@@ -207,14 +210,25 @@ def fit(
   return Inverter(predict, prior, orders)
 
 
-def _linear(z, target, rng):
+def _folds(source):
+  """Returns to which of five parts [P] each pair belongs.
+
+  Sources beside each other, such as the slices of a volume, are in one part, so
+  that they don't foretell each other; copies are in that of their source.
+  """
+  names, place = np.unique(source, return_inverse=True)
+  return place * _FOLDS // max(len(names), _FOLDS)
+
+
+def _linear(z, target, fold, rng):
   """Fits the better of two linear maps from latents to targets [P, H, W, C].
 
   One maps all positions to all pixels, the other each position of the finest
-  scale to the cell of pixels under it, alike for all positions.
+  scale to the cell of pixels under it, alike for all positions. Which is better
+  is judged by folds that are left out; with one, by single rows.
 
   Returns:
-    The map, and its predictions of the targets, each made without them.
+    The map, and its predictions of the targets, each made without its fold.
   """
   sides, shape = z['prior'].shape[1:3], target.shape[1:]
 
@@ -241,9 +255,11 @@ def _linear(z, target, rng):
       return np.concatenate([join(predict(features(part))) for part in rows])
 
     first = slice(at_once)
-    predict, left_out = dual_ridge.fit(
-      features(examples.take(z, first)), split(target[first]), rng
-    )
+    x, y = features(examples.take(z, first)), split(target[first])
+    group = np.repeat(fold[first], len(x) // len(fold[first]))
+    if fold.max() == 0:
+      group = np.arange(len(x))
+    predict, left_out = dual_ridge.fit(x, y, group, rng)
     guess = apply(z)
     guess[first] = join(left_out)
     return np.sum(np.square(target - guess)), apply, guess

@@ -240,15 +240,15 @@ def _describe(cell, unit):
 
 
 def _describe_setting(setting):
-  truth = setting.groups['target']
+  truth, known = setting.groups['target'], setting.known()
   ceiling, _ = pictures.score(
     setting, setting.decode(examples.take(setting.latents, truth))
   )
   return {
     'victim': setting.victim,
     'accomplice': setting.accomplice,
-    'num_known': len(setting.known),
-    'num_subjects_known': len(np.unique(setting.subject[setting.known])),
+    'num_known': len(known),
+    'num_subjects_known': len(np.unique(setting.subject[known])),
     'num_images': {name: len(rows) for name, rows in setting.groups.items()},
     'num_subjects_target': len(np.unique(setting.subject[truth])),
     'autoencoder_psnr_db': ceiling['value'],

@@ -51,7 +51,7 @@ def score(
 
 def pairs(setting: settings.Setting, most: int) -> tuple[np.ndarray, str]:
   """Returns the rows of so many pairs, and a note where they are fewer."""
-  rows = setting.known[:most]
+  rows = setting.known(most)
   short = len(rows) < most
   return rows, f'{len(rows)} pairs, all there are' if short else ''
 

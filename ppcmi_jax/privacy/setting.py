@@ -77,11 +77,20 @@ class Setting(NamedTuple):
   own_decode: Callable[[Latents], np.ndarray]
   visits: Callable[[], tuple[visits_lib.Visits, Latents]]
 
-  @property
-  def known(self) -> np.ndarray:
-    """Rows of which the attacker has image and message, the likeliest first."""
-    parts = [self.groups[name] for name in ('own', 'others', 'copies')]
-    return np.concatenate(parts)[:MAX_KNOWN]
+  def known(self, most: int = MAX_KNOWN) -> np.ndarray:
+    """Returns the rows of which the attacker has image and message.
+
+    Those of the victim's own images first; of a group that is not all taken,
+    rows spread evenly over it, as slices of one place tell little of others.
+    """
+    rows = []
+    for name in ('own', 'others', 'copies'):
+      group = self.groups[name]
+      room = min(most, len(group))
+      middles = (np.arange(room) + 0.5) * len(group) / max(room, 1)
+      rows.append(group[middles.astype(int)])
+      most -= room
+    return np.concatenate(rows)
 
   @property
   def intercepted(self) -> np.ndarray:
