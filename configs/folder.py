@@ -10,9 +10,10 @@ NAME_mask.png, or a CSV with the columns image, mask, subject and site that
 dataset_options.csv names; PNG, TIFF, NIfTI, MHA, NPZ. See `datasets.folder` for
 its options, such as --config.dataset_options.classes="('background','tumour')".
 
-Name sites in the CSV and each is a client; otherwise images are dealt to
-num_clients at random. Without subjects near-duplicates are kept together
-(split='content'); name subjects wherever you can, and take split='subjects'.
+Name sites in the CSV and each is a client (with partition='by_site'); otherwise
+images are dealt to num_clients at random. What is of one subject is kept
+together, and so are near-duplicate images (split='content'), which is all that
+keeps patients apart where subjects are not named: name them wherever you can.
 """
 
 import ml_collections

@@ -16,7 +16,7 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   """Returns the configuration of a method, see configs/abdomen.py."""
   config = abdomen.get_config(method)
   config.dataset = 'phantom'
-  config.dataset_options = {'num_subjects': 300, 'size': 256}
+  config.dataset_options = {'num_subjects': 300, 'size': 256, 'seed': 0}
   config.split = 'subjects'
   config.eval_every = 250
   config.patience = 20

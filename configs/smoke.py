@@ -12,7 +12,7 @@ from configs import phantom
 def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   """Returns the phantom configuration, made as small as it runs."""
   config = phantom.get_config(method)
-  config.dataset_options = {'num_subjects': 15, 'size': 32}
+  config.dataset_options = {'num_subjects': 15, 'size': 32, 'seed': 0}
   config.image_size = 32
   config.eval_every = 4
   if 'baseline_steps' in config:

@@ -16,7 +16,7 @@ from configs import phantom
 def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   """Returns the phantom configuration, small; methods as there."""
   config = phantom.get_config(method)
-  config.dataset_options = {'num_subjects': 150, 'size': 128}
+  config.dataset_options = {'num_subjects': 150, 'size': 128, 'seed': 0}
   config.image_size = 64
   config.eval_every = 100
   config.clients = ('1', '2', '3')
