@@ -179,7 +179,7 @@ def membership(result: Mapping[str, Any]) -> tables.Table:
     rows,
     'Chance: AUC 0.5, TPR as the FPR. overfit must score high and shuffled '
     '0.5, or the rest says nothing. No transform of latents bears on it. '
-    'epsilon from: 95 % lower\nbound for a subject, audited at delta 0, of '
+    'epsilon from: 95 % lower\nbound for a subject, audited at delta 1e-9, of '
     "these networks' training, without DP-SGD; needs the extra privacy."
     + ''.join(f'\n{line}' for line in lines if line),
   )  # fmt: skip

@@ -51,6 +51,7 @@ from scipy import stats
 from ppcmi_jax import intervals
 
 FPRS = (0.01, 0.001)
+DELTA = 1e-9  # of the (epsilon, delta) that is audited
 # Of the ROC curve, for a logarithmic axis.
 ROC_FPRS = tuple(np.geomspace(1e-3, 1, 31).tolist())
 # False positives that must be possible at a rate for it to mean anything.
@@ -248,9 +249,10 @@ def epsilon_bound(
 ) -> float:
   """Returns a lower bound of the epsilon of the training, by jax_privacy.
 
-  Clopper-Pearson over all thresholds (Jagielski et al., arXiv 2006.07709), of
-  the subjects, whose examples are no independent members, of each target; the
-  largest of the targets' bounds, with Bonferroni's correction for both.
+  A single training is audited by its subjects, drawn in or out by chance
+  (Steinke et al., arXiv 2305.08846), over all thresholds; the bound is the
+  largest of the targets', with Bonferroni's correction for both. That exactly
+  half of them are in, and not each by a coin, is left out of account.
 
   Args:
     scores: float [M, N] of one attack.
@@ -259,7 +261,7 @@ def epsilon_bound(
     significance: the chance that the bound is too high.
 
   Returns:
-    The epsilon of one subject's examples, at delta 0.
+    The epsilon of one subject's examples, at `DELTA`.
 
   Raises:
     ModuleNotFoundError: without the optional package jax-privacy.
@@ -272,7 +274,7 @@ def epsilon_bound(
   bounds = [
     auditing.CanaryScoreAuditor(
       values[inside], values[~inside]
-    ).epsilon_clopper_pearson(significance / len(scores))
+    ).epsilon_one_run(significance / len(scores), DELTA)
     for values, inside in zip(subject_means(scores, subject), member)
   ]
   return float(max(bounds))
