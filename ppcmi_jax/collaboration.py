@@ -69,6 +69,7 @@ class Collaboration(NamedTuple):
     networks: {name: (function, variables, inputs)}, what computes, with inputs
       of batch 1, for its costs.
     latents: {modality: {scale: shape [1, h, w, C]}}; empty for a baseline.
+    autoencoders: the clients' models and tasks; None for a baseline.
     server, server_state: its functions, and the variables of its mapping
       network; None for a baseline.
     connect: wire dtype -> Connection, the same networks and keys.
@@ -80,6 +81,7 @@ class Collaboration(NamedTuple):
   hospitals: Mapping[str, hospitals.Hospital]
   networks: Mapping[str, tuple[Callable[..., Any], Any, tuple[Any, ...]]]
   latents: Mapping[str, Mapping[str, Any]]
+  autoencoders: learners.Learners | None = None
   server: server_lib.Server | None = None
   server_state: Any = None
   connect: Callable[[str], Connection] | None = None
@@ -280,6 +282,7 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
     trained,
     _networks(autoencoders, task, pair, data, trained, server_state),
     latents,
+    autoencoders,
     own.server,
     server_state,
     connect,

@@ -9,12 +9,12 @@ published method claims noise for the first (paper: SSIM 0.34 of images); under
 
 import functools
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
 
-from ppcmi_jax import collaboration, evaluators, learners
+from ppcmi_jax import collaboration, evaluators
 from ppcmi_jax.sealed import session
 
 KEYS = ('own', 'leaked')
@@ -36,29 +36,26 @@ class Matrices(NamedTuple):
   psnr_db: Mapping[str, Mapping[str, Mapping[str, float]]]
 
 
-def cross_client(config: Any, run: collaboration.Collaboration) -> Matrices:
+def cross_client(run: collaboration.Collaboration) -> Matrices:
   """Scores every pair of clients on the test split of the first.
 
   Args:
-    config: of the run.
+    config: of the run; unused.
     run: what `collaboration.restore` returns, of ppcmi_sf.
   """
-  autoencoders = learners.autoencoders(
-    config, channels=run.data.channels, num_classes=run.data.num_classes
-  )
   codec = next(iter(run.hospitals.values())).channel.codec
 
   @jax.jit
   def open_mask(variables, keys, covered):
     z = codec.uncover(keys, covered, run.latents['mask'])
-    model = autoencoders.mask_model
+    model = run.autoencoders.mask_model
     logits = model.apply(variables, z, train=False, method='decode')
     return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
 
   @jax.jit
   def open_image(variables, keys, covered):
     z = codec.uncover(keys, covered, run.latents['image'])
-    model = autoencoders.image_model
+    model = run.autoencoders.image_model
     logits = model.apply(variables, z, train=False, method='decode')
     return jax.nn.sigmoid(logits)
 

@@ -196,7 +196,7 @@ def cross(config: Any, run: Run) -> dict[str, Any]:
   Returns:
     What `cross_client.cross_client` does, as a dict.
   """
-  return cross_client.cross_client(config, run)._asdict()
+  return cross_client.cross_client(run)._asdict()
 
 
 EVALUATIONS: Mapping[str, Callable[[Any, Run], dict[str, Any]]] = {

@@ -151,6 +151,7 @@ def test_a_copy_knows_its_image(monkeypatch):
     ),
     hospitals=dict.fromkeys(names, types.SimpleNamespace(state=state)),
     networks={'image encoder': (lambda _, image: {'s3': image},)},
+    autoencoders=types.SimpleNamespace(image_model=None),
   )
   config = smoke.get_config()
   config.augment = {'gain': 0.01}

@@ -30,7 +30,6 @@ from ppcmi_jax import examples as examples_lib
 from ppcmi_jax import (
   images,
   input_pipeline,
-  learners,
   models,
   standardisation,
   tasks,
@@ -115,7 +114,7 @@ def membership(
     np.arange(len(few)),
     subject[few],
   )
-  decode, result = _decoder(config, run), {}
+  decode, result = _decoder(run), {}
   for experiment, data, length, options in (
     ('mapping', sent, steps, {}),
     ('overfit', alone, overfit_steps, {'dropout': 0.0}),
@@ -148,9 +147,7 @@ def membership(
 
 def _contributions(config, run):
   parts = []
-  learners_of = learners.autoencoders(
-    config, channels=run.data.channels, num_classes=run.data.num_classes
-  )
+  models_of = run.autoencoders
 
   @jax.jit
   def encode(image_variables, mask_variables, image, mask):
@@ -159,8 +156,8 @@ def _contributions(config, run):
     )
     one_hot = jax.nn.one_hot(mask, run.data.num_classes)
     return {
-      'image': apply(learners_of.image_model, image_variables, image),
-      'mask': apply(learners_of.mask_model, mask_variables, one_hot),
+      'image': apply(models_of.image_model, image_variables, image),
+      'mask': apply(models_of.mask_model, mask_variables, one_hot),
     }
 
   first = 0
@@ -195,11 +192,9 @@ def _contributions(config, run):
   return whole._replace(subject=whole.subject[:first])
 
 
-def _decoder(config, run):
+def _decoder(run):
   """Returns (latents [B], mask [B], client) -> cross-entropies [B]."""
-  model = learners.autoencoders(
-    config, channels=run.data.channels, num_classes=run.data.num_classes
-  ).mask_model
+  model = run.autoencoders.mask_model
   variables = [hospital.state.mask for hospital in run.hospitals.values()]
 
   @jax.jit

@@ -27,7 +27,7 @@ import jax
 import numpy as np
 
 from ppcmi_jax import examples as examples_lib
-from ppcmi_jax import exposure, images, learners, wire
+from ppcmi_jax import exposure, images, wire
 from ppcmi_jax.privacy import visits as visits_lib
 
 MAX_KNOWN = 1000
@@ -141,9 +141,7 @@ def build(config: Any, run: Any, *, seed: int = 0) -> Setting:
   image, mask, subject = map(np.concatenate, zip(*parts.values()))
 
   latents = encode(image)
-  model = learners.autoencoders(
-    config, channels=run.data.channels, num_classes=run.data.num_classes
-  ).image_model
+  model = run.autoencoders.image_model
   client = accomplice or victim
 
   def protect(protection, latents, *, seed=seed):
