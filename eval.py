@@ -7,7 +7,8 @@ from typing import Any
 
 from absl import flags
 
-from ppcmi_jax import command, evaluation, report, studies, study_plans
+from ppcmi_jax import command, evaluation, report, studies
+from ppcmi_jax.studies import plans
 
 _NAMES = flags.DEFINE_list(
   'eval_names',
@@ -19,7 +20,7 @@ _NAMES = flags.DEFINE_list(
 _STUDY = flags.DEFINE_enum(
   'study',
   None,
-  sorted(study_plans.STUDIES),
+  sorted(plans.STUDIES),
   'Study to run in the workdir, beside what it holds of that study already.',
 )
 

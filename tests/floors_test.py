@@ -21,24 +21,21 @@ ROOT = pathlib.Path(ppcmi_jax.__file__).parent
 FLOORS = {
   0: 'channel keyed losses metrics images image_metrics augmentation '
   'intervals profiling workdir processes examples '
-  'content_groups official_draws tables page_style standardisation',
-  1: 'checkpoints command keyring page wire models datasets official_metrics '
-  'splits partitions privacy_guarantee privacy_tables sensitivity',
+  'content_groups official_draws tables standardisation',
+  1: 'checkpoints command keyring wire models datasets official_metrics '
+  'splits partitions privacy_guarantee sensitivity',
   2: 'client server keyed_channel sealed key_store input_pipeline official '
   'score_table',
   3: 'tasks hospital_data contributions',
   4: 'train_step evaluators figures private_training pretraining',
   5: 'training',
   6: 'learners attacks',
-  7: 'enrolment exposure study_plans config_checks',
+  7: 'enrolment exposure config_checks',
   8: 'hospitals privacy server_training',
-  9: 'collaboration study_tables',
+  9: 'collaboration',
   10: 'cross_client conversion payload',
   11: 'evaluation',
-  12: 'cost_tables studies',
-  13: 'report_tables',
-  14: 'report_figures',
-  15: 'report',
+  12: 'report studies',
 }
 
 # Package -> the units that are about it. Elsewhere it would make everybody

@@ -8,8 +8,9 @@ import pytest
 from PIL import Image
 
 from configs import folder, mixed
-from ppcmi_jax import hospital_data, report_tables
+from ppcmi_jax import hospital_data
 from ppcmi_jax import workdir as workdir_lib
+from ppcmi_jax.report import result_tables
 
 NAMES = [f'{data}-{site}' for data, sites in (('abdomen', 'ABC'),
          ('phantom', '123')) for site in sites]  # fmt: skip
@@ -91,7 +92,7 @@ def test_frames_of_unknown_patients_are_judged_as_videos(frames, tmp_path):
       pairs = {*zip(videos, examples.subject)}
       assert len(pairs) == len(set(videos)) == len(set(examples.subject))
   run = types.SimpleNamespace(data=data)
-  assert 'other images of the same patients may be' in report_tables.scope(run)
+  assert 'other images of the same patients may be' in result_tables.scope(run)
 
 
 def test_frames_drawn_at_random_are_no_new_patients(frames, tmp_path):
@@ -99,7 +100,7 @@ def test_frames_drawn_at_random_are_no_new_patients(frames, tmp_path):
   data = load(frames, tmp_path / 'w')
   assert not data.subjects_are_known and data.within_subject
   run = types.SimpleNamespace(data=data)
-  assert 'no measure of new patients' in report_tables.scope(run)
+  assert 'no measure of new patients' in result_tables.scope(run)
 
 
 def test_who_chose_the_weights_is_not_new(config, tmp_path):

@@ -13,7 +13,8 @@ import sys
 import pytest
 from PIL import Image
 
-from ppcmi_jax import page, page_style, tables
+from ppcmi_jax import tables
+from ppcmi_jax.report import page, page_style
 
 HOSTILE = '<script>alert(1)</script>"\'><img src=x onerror=alert(2)>&amp;'
 CHROMIUM = next(

@@ -17,11 +17,10 @@ from ppcmi_jax import (
   evaluation,
   evaluators,
   studies,
-  study_plans,
-  study_tables,
   tables,
   workdir,
 )
+from ppcmi_jax.studies import plans, summary
 
 
 @pytest.fixture
@@ -39,7 +38,7 @@ def get_config(method):
 
 def test_every_study_can_be_planned():
   config = study.get_config()
-  for name, plan in study_plans.STUDIES.items():
+  for name, plan in plans.STUDIES.items():
     variants = plan(study.get_config, config)
     names = [variant.name for variant in variants]
     assert len(set(names)) == len(names) > 2, name
@@ -49,14 +48,14 @@ def test_every_study_can_be_planned():
 
 def test_the_client_study_needs_names(config):
   with pytest.raises(ValueError, match='needs the names of two clients'):
-    study_plans.clients(get_config, config)
+    plans.clients(get_config, config)
 
 
 @pytest.mark.parametrize('name', ['ablation', 'noise'])
 def test_a_baseline_has_no_parts_to_vary(name):
   base = smoke.get_config('unet')
   with pytest.raises(ValueError, match=f"method: .*{name}.* found 'unet'"):
-    study_plans.STUDIES[name](get_config, base)
+    plans.STUDIES[name](get_config, base)
 
 
 def test_an_unknown_study_is_refused(config, tmp_path):
@@ -84,13 +83,13 @@ def test_a_stopped_study_goes_on(tmp_path, monkeypatch, capsys):
   config.baseline_steps = 4
 
   def plan(get_config, base):
-    local = study_plans.changed(base, pooled=False, clients=('1', '2'))
+    local = plans.changed(base, pooled=False, clients=('1', '2'))
     return [
-      study_plans.Variant('all, pooled', base),
-      study_plans.Variant('two', local),
+      plans.Variant('all, pooled', base),
+      plans.Variant('two', local),
     ]
 
-  monkeypatch.setitem(study_plans.STUDIES, 'pooling', plan)
+  monkeypatch.setitem(plans.STUDIES, 'pooling', plan)
   train, trained = collaboration.train, []
 
   def stopped(config, path):
@@ -137,15 +136,15 @@ def test_a_stopped_study_goes_on(tmp_path, monkeypatch, capsys):
   again = run()
   assert tables.text(again) == tables.text(table)
   # Another study of the same workdir finds the run of its configuration.
-  other = [study_plans.Variant('everything', config)]
-  monkeypatch.setitem(study_plans.STUDIES, 'other', lambda *_: other)
+  other = [plans.Variant('everything', config)]
+  monkeypatch.setitem(plans.STUDIES, 'other', lambda *_: other)
   (row,) = studies.run('other', get_config, config, tmp_path / 'study').rows
   assert repr(row[1:]) == repr(table.rows[0][1:])
   assert not (tmp_path / 'study' / 'everything').exists()
   # What was promised of a private network stands in its row.
   file = tmp_path / 'study' / 'all-pooled' / 'eval' / 'results.json'
   done = {'noise 4': {**json.loads(file.read_text()), 'epsilon': 4.87}}
-  private = study_tables.build('noise', {'noise 4': config}, done)
+  private = summary.build('noise', {'noise 4': config}, done)
   assert private.rows[0][0] == 'noise 4, epsilon 4.9'
   assert 'epsilon: of (epsilon, delta)' in private.notes
   # A variant that changed is not mistaken for what is there.
@@ -182,7 +181,7 @@ def test_a_client_without_structures_is_in_no_mean(config):
     }
     # As it is read back: what is undefined is None.
     result = json.loads(json.dumps(evaluation._jsonable(result)))
-    table = study_tables.build('few', {'all': config}, {'all': result})
+    table = summary.build('few', {'all': config}, {'all': result})
     return dict(zip(table.headers, table.rows[0]))
 
   full, none = row(a=truth), row(b=truth * 0)
@@ -218,16 +217,16 @@ def test_clients_tested_on_the_same_cases_are_no_more_cases():
     return {'scores': scores}
 
   width = lambda found: found.high - found.low
-  one = study_tables._mean({'a': parts('')}, 'dice')
-  same = study_tables._mean({k: parts('') for k in 'abc'}, 'dice')
-  apart = study_tables._mean({k: parts(k) for k in 'abc'}, 'dice')
+  one = summary._mean({'a': parts('')}, 'dice')
+  same = summary._mean({k: parts('') for k in 'abc'}, 'dice')
+  apart = summary._mean({k: parts(k) for k in 'abc'}, 'dice')
   assert tuple(same) == pytest.approx(tuple(one))
   # Three times as many independent cases: an interval of 1 / sqrt(3).
   assert width(apart) == pytest.approx(width(one) / 3**0.5, rel=0.1)
 
 
 def test_a_run_that_was_not_scored_to_the_end_is_not_done(config, tmp_path):
-  variant = study_plans.Variant('all', config)
+  variant = plans.Variant('all', config)
   file = tmp_path / 'all' / 'eval' / 'results.json'
   assert not studies._is_done(tmp_path, variant)
   file.parent.mkdir(parents=True)
@@ -246,7 +245,7 @@ def test_autoencoders_are_copied_where_they_cannot_differ(config, tmp_path):
     (folder / 'weights').write_text(task)
 
   def copied(name, **fields):
-    variant = study_plans.Variant(name, study_plans.changed(config, **fields))
+    variant = plans.Variant(name, plans.changed(config, **fields))
     studies._reuse_autoencoders(variant, tmp_path)
     found = (tmp_path / name / 'checkpoints').glob('*/weights')
     return sorted(path.parent.name for path in found)

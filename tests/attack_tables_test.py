@@ -1,10 +1,11 @@
-"""Tests of privacy_tables.py: what counts, what does not, what is missing."""
+"""Tests of attack_tables.py: what counts, what does not, what is missing."""
 
 import numpy as np
 import pytest
 
-from ppcmi_jax import privacy_tables, tables
+from ppcmi_jax import tables
 from ppcmi_jax.privacy import cells
+from ppcmi_jax.report import attack_tables
 
 
 def make_cell(value, trivial=20.0):
@@ -54,7 +55,7 @@ def row_of(table, i=0):
   ],
 )
 def test_only_what_breaks_klt_says_anything_of_sealed(values, breaks, sealed):
-  row = row_of(privacy_tables.attacks(make_result(**values)))
+  row = row_of(attack_tables.attacks(make_result(**values)))
   assert row['breaks klt'] == breaks and row['verdict'] == sealed
   assert row['sealed'] != '-'
 
@@ -65,10 +66,10 @@ def test_what_is_not_measurable_is_said():
   attack = result['attacks']['known_plaintext_1']
   attack['cells'] = dict.fromkeys(attack['cells'], cells.missing(why))
   attack |= cells.verdict(attack['cells'], tolerance=0.1, needed=0.9)
-  table = privacy_tables.attacks(result)
+  table = attack_tables.attacks(result)
   assert list(row_of(table).values())[2:6] == ['-'] * 4
   assert f'known plaintext, 1 image: {why}.' in table.notes
-  assert not privacy_tables.spread(result).rows
+  assert not attack_tables.spread(result).rows
 
 
 def test_all_are_rendered_in_all_forms():
@@ -88,7 +89,7 @@ def test_all_are_rendered_in_all_forms():
     'privacy': make_result(),
     'membership': {'experiments': experiments, 'notes': ['a lower bound']},
   }
-  built = privacy_tables.build(results)
+  built = attack_tables.build(results)
   names = [table.name for table in built]
   assert names == ['privacy', 'privacy_spread', 'privacy_server', 'membership']
   for table in built:
@@ -98,11 +99,11 @@ def test_all_are_rendered_in_all_forms():
   assert row_of(built[3])['loss'] == 'decoded mask'
   assert row_of(built[3])['epsilon from'] == '-'
   assert 'a lower bound' in built[3].notes
-  assert privacy_tables.build({}) == []
+  assert attack_tables.build({}) == []
 
 
 def test_membership_that_could_not_be_measured():
-  table = privacy_tables.membership(
+  table = attack_tables.membership(
     {'experiments': {}, 'notes': [], 'why': 'not measurable: 3 subjects'}
   )
   assert not table.rows and 'not measurable: 3 subjects' in tables.text(table)

@@ -4,15 +4,14 @@ from collections.abc import Mapping
 from typing import Any
 
 from ppcmi_jax import (
-  cost_tables,
   cross_client,
   evaluation,
   hospitals,
   official_metrics,
-  privacy_tables,
   score_table,
   tables,
 )
+from ppcmi_jax.report import attack_tables, cost_tables
 
 METRICS = (
   ('dice', 'Dice'),
@@ -53,7 +52,7 @@ def build(
     if name in results
     for builder in some
   ]
-  return [*built, *privacy_tables.build(results)]
+  return [*built, *attack_tables.build(results)]
 
 
 def scope(run: evaluation.Run) -> str:

@@ -29,12 +29,11 @@ from ppcmi_jax import (
   config_checks,
   evaluation,
   learners,
-  study_plans,
-  study_tables,
   tables,
   workdir,
 )
 from ppcmi_jax.figures import methods
+from ppcmi_jax.studies import plans, summary
 
 # What a variant may change without changing its autoencoders.
 MAPPING_FIELDS = (
@@ -55,14 +54,14 @@ EXAMPLES = 'examples.npz'
 
 def run(
   name: str,
-  get_config: study_plans.GetConfig,
+  get_config: plans.GetConfig,
   base: Any,
   path: str | pathlib.Path,
 ) -> tables.Table:
   """Trains and evaluates what is missing of a study; prints its table.
 
   Args:
-    name: a key of `study_plans.STUDIES`.
+    name: a key of `plans.STUDIES`.
     get_config: (method) -> configuration, with the user's overrides.
     base: the configuration of the method that the user named.
     path: of the study's workdir; each variant has a folder in it.
@@ -75,9 +74,9 @@ def run(
     ValueError: an unknown study, a workdir that is a run, or what training a
       variant raises; what was computed stays.
   """
-  if name not in study_plans.STUDIES:
+  if name not in plans.STUDIES:
     raise ValueError(
-      f'study: expected one of {", ".join(study_plans.STUDIES)}, found {name!r}'
+      f'study: expected one of {", ".join(plans.STUDIES)}, found {name!r}'
     )
   root = pathlib.Path(path).absolute()
   if (root / 'config.json').exists():
@@ -85,7 +84,7 @@ def run(
       f'workdir {root}: expected the folder of studies, found a run '
       '(config.json); name another --workdir'
     )
-  variants = study_plans.STUDIES[name](get_config, base)
+  variants = plans.STUDIES[name](get_config, base)
   for variant in variants:
     config_checks.check(variant.config)
     if not _is_done(root, variant):
@@ -98,7 +97,7 @@ def run(
     start = time.monotonic()
     done[variant.name] = _evaluated(variant, root)
     configs = {v.name: v.config for v in variants[:i]}
-    table = study_tables.build(name, configs, done)
+    table = summary.build(name, configs, done)
     _write(root, table)
     if variant in missing:
       spent.append((time.monotonic() - start) / 60)

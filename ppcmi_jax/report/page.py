@@ -21,7 +21,8 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from ppcmi_jax import page_style, tables
+from ppcmi_jax import tables
+from ppcmi_jax.report import page_style
 
 CSS_DPI = 96
 ZOOM = 1.6  # of pictures, over their size in print

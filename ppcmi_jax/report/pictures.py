@@ -11,8 +11,6 @@ from ppcmi_jax import (
   evaluation,
   exposure,
   learners,
-  privacy_tables,
-  report_tables,
 )
 from ppcmi_jax import workdir as workdir_lib
 from ppcmi_jax.figures import (
@@ -26,6 +24,7 @@ from ppcmi_jax.figures import (
   segmentations,
 )
 from ppcmi_jax.privacy import notebook
+from ppcmi_jax.report import attack_tables, result_tables
 
 LATENT_CASES = 60  # of a client, in the picture of latents
 
@@ -105,7 +104,7 @@ def _cases(config, run, result, folder, count: int = 3) -> list[Figure]:
       distance_unit=config.distance_unit,
       case=[entry['case'] for entry in chosen],
       scores=[entry['dice'] for entry in chosen],
-      note=report_tables.scope(run),
+      note=result_tables.scope(run),
     )
     alt = f'{title}: image, truth, prediction, errors'
     drawn.append(Figure(path, 'Segmentation', f'{title}.', alt))
@@ -213,7 +212,7 @@ def _roc(result, folder) -> list[Figure]:
     path,
     result['experiments'],
     fprs=result['roc_fprs'],
-    losses=privacy_tables.LOSSES,
+    losses=attack_tables.LOSSES,
     title='How many members are told, at how many false alarms',
   ):
     return []

@@ -16,12 +16,10 @@ from ppcmi_jax import (
   collaboration,
   evaluation,
   hospitals,
-  page,
-  report_figures,
-  report_tables,
   tables,
   workdir,
 )
+from ppcmi_jax.report import page, pictures, result_tables
 
 # Printed are those that fit a screen; the page has all.
 UNPRINTED = ('segmentation_spread', 'official_scores', 'privacy_spread')
@@ -73,7 +71,7 @@ def evaluate(
   run = collaboration.restore(config, path)
   results = evaluation.evaluate(config, path, run, names)
   folder = workdir.Workdir(path, config.to_dict(), create=False)
-  built = report_tables.build(config, run, results)
+  built = result_tables.build(config, run, results)
   printed = '\n\n'.join(
     tables.text(table) for table in built if table.name not in UNPRINTED
   )
@@ -86,7 +84,7 @@ def evaluate(
     for suffix, render in (('csv', tables.csv), ('tex', tables.latex)):
       file = report / 'tables' / f'{table.name}.{suffix}'
       workdir.write_text(file, render(table))
-  figures = report_figures.draw(config, run, results, folder)
+  figures = pictures.draw(config, run, results, folder)
   workdir.write_text(
     report / 'index.html',
     _page(config, run, results, built, figures),
@@ -134,7 +132,7 @@ def _page(config, run, results, built, figures) -> str:
 
 
 def _summary(config, run, results) -> list[Any]:
-  parts: list[Any] = [page.note(report_tables.scope(run))]
+  parts: list[Any] = [page.note(result_tables.scope(run))]
   if run.hospitals:
     text = PROTECTION_NOTES[config.protection]
     warning = config.protection != 'sealed'
