@@ -14,11 +14,15 @@ from typing import Any
 import numpy as np
 from matplotlib import axes, lines, ticker
 
-from ppcmi_jax.figures import sheets
+from ppcmi_jax.figures import panels, sheets
 
 CURVES = {
-  'loss': {'color': '#0072B2', 'linestyle': '-', 'marker': 'o'},
-  'valid_loss': {'color': '#D55E00', 'linestyle': '--', 'marker': 's'},
+  'loss': {'color': sheets.SERIES_COLORS[0], 'linestyle': '-', 'marker': 'o'},
+  'valid_loss': {
+    'color': sheets.SERIES_COLORS[4],
+    'linestyle': '--',
+    'marker': 's',
+  },
 }
 NAMES = {'loss': 'training', 'valid_loss': 'validation'}
 PANEL_MM = 22.0  # height
@@ -127,16 +131,7 @@ def _draw_task(panel: axes.Axes, rows: Mapping[int, Mapping[str, Any]]) -> str:
   panel.set_axisbelow(True)
   if not finite.size:
     panel.set(xticks=[], yticks=[])
-    panel.text(
-      0.5,
-      0.5,
-      'no finite loss',
-      size=sheets.FONT,
-      color='0.35',
-      ha='center',
-      va='center',
-      transform=panel.transAxes,
-    )
+    panels.write_in_middle(panel, 'no finite loss')
     return ''
   for key, values in curves.items():
     panel.plot(steps, values, linewidth=1, markersize=2, **CURVES[key])

@@ -16,7 +16,7 @@ import numpy as np
 from matplotlib import lines
 from numpy.typing import ArrayLike
 
-from ppcmi_jax.figures import sheets
+from ppcmi_jax.figures import panels, sheets
 
 MAX_POINTS = 300  # of a panel
 PERPLEXITY = 30
@@ -170,16 +170,7 @@ def _tsne(points: np.ndarray) -> tuple[np.ndarray | None, list[str]]:
 def _scatter(panel, points, sizes, styles) -> None:
   """Draws the points of all clients, none always on top of another's."""
   if points is None:
-    panel.text(
-      0.5,
-      0.5,
-      'too few points',
-      size=sheets.FONT,
-      color='0.35',
-      ha='center',
-      va='center',
-      transform=panel.transAxes,
-    )
+    panels.write_in_middle(panel, 'too few points')
     return
   client = np.repeat(np.arange(len(sizes)), sizes)
   # A marker is one call: in shuffled layers rather than a client at a time.

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 from matplotlib import cm, colors, patches
 
+from ppcmi_jax import tables
 from ppcmi_jax.figures import sheets
 
 CELL_MM = (8.0, 15.0)  # the least and the most of a cell's side
@@ -48,7 +49,7 @@ def draw_matrix(
     (i, j): f'{matrix[i][j]:.2f}'
     for i in rows
     for j in columns
-    if _is_finite(matrix[i].get(j))
+    if math.isfinite(tables.number(matrix[i].get(j)))
   }
   least_mm = max(
     [CELL_MM[0], *(sheet.measure_mm(text) + 1.5 for text in texts.values())]
@@ -102,10 +103,6 @@ def draw_matrix(
   sheet.top_mm += tall_mm + 2
   sheet.save(path)
   return True
-
-
-def _is_finite(value: float | None) -> bool:
-  return value is not None and math.isfinite(value)
 
 
 def _draw_cells(panel, rows, columns, matrix, texts, scale) -> None:

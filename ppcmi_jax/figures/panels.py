@@ -223,6 +223,20 @@ def write_in_corner(panel: axes.Axes, text: str) -> None:
   )
 
 
+def write_in_middle(panel: axes.Axes, text: str) -> None:
+  """Writes a few words into a panel that has nothing else to show."""
+  panel.text(
+    0.5,
+    0.5,
+    text,
+    transform=panel.transAxes,
+    color='0.35',
+    fontsize=7,
+    ha='center',
+    va='center',
+  )
+
+
 def _frame(extent_mm: np.ndarray) -> dict:
   """Returns what lays an image out in mm."""
   tall, wide = extent_mm

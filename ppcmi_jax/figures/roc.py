@@ -14,9 +14,9 @@ from matplotlib import lines, ticker
 from ppcmi_jax.figures import sheets
 
 LOOKS = (
-  {'color': '#0072B2', 'linestyle': '-'},
-  {'color': '#D55E00', 'linestyle': '--'},
-  {'color': '#009E73', 'linestyle': '-.'},
+  {'color': sheets.SERIES_COLORS[0], 'linestyle': '-'},
+  {'color': sheets.SERIES_COLORS[4], 'linestyle': '--'},
+  {'color': sheets.SERIES_COLORS[2], 'linestyle': '-.'},
 )
 CHANCE = {'color': '0.5', 'linestyle': ':', 'linewidth': 0.8}
 WIDTH_MM = 130.0

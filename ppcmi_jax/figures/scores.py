@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib import lines, patches, ticker
 
+from ppcmi_jax import tables
 from ppcmi_jax.figures import sheets
 
 # What to write along the axis.
@@ -59,8 +60,8 @@ def summarize_rows(
   """
   values = Values([], [], [])
   for row in rows:
-    value = row.get(metric)
-    if row['class'] != class_name or not _is_finite(value):
+    value = tables.number(row.get(metric))
+    if row['class'] != class_name or not math.isfinite(value):
       continue
     kind = values.seen
     if row.get('missed'):
@@ -160,10 +161,6 @@ def draw_boxplots(
   sheet.legend(_box_handles())
   sheet.save(path)
   return True
-
-
-def _is_finite(value: float | None) -> bool:
-  return value is not None and math.isfinite(value)
 
 
 def _draw_row(panel, position, values, style) -> None:
