@@ -126,9 +126,8 @@ class FusedMapping(nn.Module):
     outputs = {}
     for scale, features in zip(SCALES[::-1], self.widths[::-1], strict=True):
       skip = skips[scale]
-      if x.shape[1:3] != skip.shape[1:3]:
-        shape = (*skip.shape[:3], x.shape[-1])
-        x = jax.image.resize(x, shape, method='bilinear')
+      shape = (*skip.shape[:3], x.shape[-1])
+      x = jax.image.resize(x, shape, method='bilinear')
       x = level(jnp.concatenate([x, skip], -1), features, f'up_{scale}')
       out = nn.Conv(
         latents[scale].shape[-1],

@@ -32,13 +32,6 @@ def pooling_matrix(size: int, length: int) -> jax.Array:
   return inside / jnp.sum(inside, axis=1, keepdims=True)
 
 
-def _resize(x: jax.Array, height: int, width: int) -> jax.Array:
-  if x.shape[1:3] == (height, width):
-    return x
-  shape = (x.shape[0], height, width, x.shape[3])
-  return jax.image.resize(x, shape, method='bilinear')
-
-
 class PyramidPooling(nn.Module):
   """Pyramid pooling: four branches of context beside the input.
 
@@ -96,7 +89,8 @@ class PyramidPooling(nn.Module):
         'ph,bhwc,qw->bpqc', cells(size, height), x, cells(size, width)
       )
       pooled = conv_norm_relu(pooled, max(channels // 8, 1), f'branch{i}')
-      branches.append(_resize(pooled, height, width))
+      shape = (*x.shape[:3], pooled.shape[-1])
+      branches.append(jax.image.resize(pooled, shape, method='bilinear'))
     return conv_norm_relu(
       jnp.concatenate(branches, axis=-1), self.features, 'final'
     )
@@ -147,7 +141,8 @@ class MappingBlock(nn.Module):
       return layers.max_pool(x) if even else x
 
     def join(x, skip):
-      x = _resize(x, skip.shape[1], skip.shape[2])
+      shape = (*skip.shape[:3], x.shape[-1])
+      x = jax.image.resize(x, shape, method='bilinear')
       return jnp.concatenate([x, skip], axis=-1)
 
     x = conv(x, 128, 'c1')
