@@ -36,7 +36,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from ppcmi_jax import examples as examples_lib
-from ppcmi_jax import image_metrics, metrics, score_table
+from ppcmi_jax import image_metrics, images, metrics, score_table
 
 Predict = Callable[[np.ndarray], ArrayLike]
 BATCH_SIZE = 16
@@ -46,11 +46,8 @@ def segmentation(
   predict: Predict,
   examples: Any,
   *,
-  class_names: Sequence[str],
   batch_size: int = BATCH_SIZE,
-  preset: str = 'default',
-  tolerance_mm: float = metrics.TOLERANCE_MM,
-  distance_unit: str = 'mm',
+  **options: Any,
 ) -> dict[str, Any]:
   """Scores the masks predicted from images.
 
@@ -59,12 +56,8 @@ def segmentation(
       Every call gets the same B, so a compiled function compiles once; the
       last batch is filled up by repeating its last example.
     examples: the examples to score (module docstring).
-    class_names: K names, background first.
     batch_size: B, less where there are fewer examples.
-    preset: 'default', or 'official' to score as the official code does, for
-      comparison with published numbers only (`official_metrics`).
-    tolerance_mm: of the normalised surface Dice, nsd.
-    distance_unit: 'pixels' where the spacing is 1 for unknown.
+    **options: of `score_table.score_labels`, the names of the classes at least.
 
   Returns:
     What the docstring of `score_table` describes: for each foreground class,
@@ -73,34 +66,22 @@ def segmentation(
     95 % interval over subjects ('ci95') and counts; and the rows 'per_case'.
 
   Raises:
-    ValueError: no examples, images out of range, a mask or prediction of the
-      wrong shape or with labels outside the classes, class names that clash,
-      an unknown preset or unit.
+    ValueError: no examples, images out of range, or what `score_labels` raises.
   """
   predicted = _in_batches(
     lambda image: predict(_unit_range(image)),
     np.asarray(examples.image),
     batch_size=batch_size,
   )
-  return score_table.score_labels(
-    predicted,
-    examples,
-    class_names=class_names,
-    preset=preset,
-    tolerance_mm=tolerance_mm,
-    distance_unit=distance_unit,
-  )
+  return score_table.score_labels(predicted, examples, **options)
 
 
 def mask_reconstruction(
   predict: Predict,
   examples: Any,
   *,
-  class_names: Sequence[str],
   batch_size: int = BATCH_SIZE,
-  preset: str = 'default',
-  tolerance_mm: float = metrics.TOLERANCE_MM,
-  distance_unit: str = 'mm',
+  **options: Any,
 ) -> dict[str, Any]:
   """Scores masks that went through the mask autoencoder and back.
 
@@ -109,8 +90,7 @@ def mask_reconstruction(
   Args:
     predict: mask uint8 [B, H, W] -> integer labels [B, H, W].
     examples: the examples to score (module docstring).
-    class_names: K names, background first.
-    batch_size, preset, tolerance_mm, distance_unit: as in `segmentation`.
+    batch_size, **options: as in `segmentation`.
 
   Returns:
     What `segmentation` returns.
@@ -120,14 +100,7 @@ def mask_reconstruction(
   """
   masks = np.asarray(examples.mask)
   predicted = _in_batches(predict, masks, batch_size=batch_size)
-  return score_table.score_labels(
-    predicted,
-    examples,
-    class_names=class_names,
-    preset=preset,
-    tolerance_mm=tolerance_mm,
-    distance_unit=distance_unit,
-  )
+  return score_table.score_labels(predicted, examples, **options)
 
 
 def shape_prior(
@@ -135,9 +108,7 @@ def shape_prior(
   examples: Any,
   *,
   class_names: Sequence[str],
-  preset: str = 'default',
-  tolerance_mm: float = metrics.TOLERANCE_MM,
-  distance_unit: str = 'mm',
+  **options: Any,
 ) -> dict[str, Any]:
   """Scores `metrics.fit_shape_prior`, which never looks at the image.
 
@@ -147,7 +118,7 @@ def shape_prior(
     training_masks: uint8 [M, H, W], of the training split.
     examples: the examples to score (module docstring).
     class_names: K names, background first.
-    preset, tolerance_mm, distance_unit: as in `segmentation`.
+    **options: as in `segmentation`.
 
   Returns:
     What `segmentation` returns.
@@ -158,12 +129,7 @@ def shape_prior(
   prior = metrics.fit_shape_prior(training_masks, len(class_names))
   predicted = np.broadcast_to(prior, (len(examples.mask), *prior.shape))
   return score_table.score_labels(
-    predicted,
-    examples,
-    class_names=class_names,
-    preset=preset,
-    tolerance_mm=tolerance_mm,
-    distance_unit=distance_unit,
+    predicted, examples, class_names=class_names, **options
   )
 
 
@@ -223,12 +189,6 @@ def _in_batches(
 
 def _unit_range(image: ArrayLike) -> np.ndarray:
   """Returns images as float32 in [0, 1]; uint8 is divided by 255."""
-  image = np.asarray(image)
-  if image.dtype == np.uint8:
-    return image.astype(np.float32) / 255
-  if not np.issubdtype(image.dtype, np.floating):
-    raise ValueError(
-      f'image must be uint8, or float in [0, 1], found {image.dtype}'
-    )
+  image = images.unit_image(np.asarray(image))
   image_metrics.check_unit_range(image, name='image')
-  return image.astype(np.float32)
+  return image
