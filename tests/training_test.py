@@ -178,7 +178,7 @@ def test_what_four_devices_saved_one_restores(tmp_path):
     't.trainer().fit(t.arrays(), t.arrays(), seed=0, '
     f'directory={str(tmp_path)!r})'
   )
-  run_on_four_devices(code)
+  run_on_devices(4, code)
   warnings = []
   state = trainer().fit(
     arrays(), arrays(), seed=0, directory=tmp_path, warn=warnings.append
@@ -186,9 +186,9 @@ def test_what_four_devices_saved_one_restores(tmp_path):
   assert int(state.step) == 6 and not warnings
 
 
-def run_on_four_devices(code):
+def run_on_devices(count, code):
   environment = os.environ | {
-    'XLA_FLAGS': '--xla_force_host_platform_device_count=4',
+    'XLA_FLAGS': f'--xla_force_host_platform_device_count={count}',
     'JAX_PLATFORMS': 'cpu',
   }
   result = subprocess.run(
@@ -236,12 +236,14 @@ def losses_of_steps(num_steps=3):
   return losses, [float(jnp.sum(leaf)) for leaf in stats]
 
 
-def test_four_devices_give_the_losses_of_one():
+@pytest.mark.parametrize('count', [2, 8])
+def test_devices_give_the_losses_of_one(count):
   code = (
     'import sys; sys.path.insert(0, "tests"); import jax, training_test;'
-    'assert jax.device_count() == 4; print(training_test.losses_of_steps())'
+    f'assert jax.device_count() == {count};'
+    'print(training_test.losses_of_steps())'
   )
-  out = run_on_four_devices(code)
+  out = run_on_devices(count, code)
   losses, stats = eval(out.splitlines()[-1])
   expected_losses, expected_stats = losses_of_steps()
   np.testing.assert_allclose(losses, expected_losses, rtol=1e-4)
