@@ -98,6 +98,36 @@ def test_order_and_rotation_help_each_other():
   assert errors['s4'] < 0.4 * trivial_error(public, truth)['s4']
 
 
+def test_many_messages_help_where_few_do_not():
+  """The order of many positions shows in the likeness of many messages."""
+  latents = {'s3': synthetic.encode(synthetic.images(280)[0])['s3']}
+  observed, _ = synthetic.protect(KLT, latents)
+  public, rest = (
+    synthetic.take(latents, rows) for rows in (np.s_[200:240], np.s_[240:])
+  )
+  errors = {}
+  for count in (12, 200):
+    some = synthetic.take(observed, np.s_[:count])
+    fit = ciphertext_only.fit(some, public, max_programs=0)
+    guess = alignment.undo(fit, synthetic.take(observed, np.s_[240:]))
+    errors[count] = alignment.relative_error(guess, rest)['s3']
+  trivial = trivial_error(public, rest)['s3']
+  assert errors[200] < 0.6 * trivial and errors[12] > 0.9 * trivial
+
+
+def test_facets_of_some_messages_open_all():
+  latents = {'s4': synthetic.encode(synthetic.images(120)[0])['s4']}
+  truth, public = (
+    synthetic.take(latents, rows) for rows in (np.s_[:100], np.s_[100:])
+  )
+  observed, _ = synthetic.protect(KLT, truth)
+  fit = ciphertext_only.fit(
+    observed, public, max_programs=48, num_programmed=12
+  )
+  guess = alignment.undo(fit, observed)
+  assert alignment.relative_error(guess, truth)['s4'] < 1e-4
+
+
 def test_transport_alone_helps(latents):
   """Without facets: mean maps and transport, from one message."""
   truth = {'s3': latents['s3'][:1]}

@@ -132,7 +132,7 @@ def test_visits_are_linked_under_klt_and_not_when_sealed():
 def test_positions_are_put_in_order_for_outlines():
   setting = make_setting()
   messages = examples_lib.take(setting.seen('klt'), setting.intercepted)
-  placed = traces._in_order(setting, messages, setting.latents)
+  placed = traces._in_order(messages, setting.latents)
   truth = examples_lib.take(setting.latents, setting.intercepted)
   one, other = (
     outline.features({'s4': z['s4']})[..., :1] for z in (placed, truth)

@@ -31,6 +31,7 @@ import numpy as np
 from ppcmi_jax.attacks import alignment, facets
 
 _ITERATIONS = 60  # of transport
+_ROWS = 4096  # positions transported, of all messages; more fitted no better
 _QUANTILES = 128
 _ROUNDS = 15  # of order and rotation in turn
 _SETTLED = 0.2  # of the positions may still move in an order to rely on
@@ -104,6 +105,7 @@ def fit(
   permuted: bool = True,
   tolerance: float = 1e-3,
   max_programs: int = 400,
+  num_programmed: int | None = None,
   seed: int = 0,
 ) -> dict[str, alignment.Isometry]:
   """Estimates the transform of each scale from messages and public latents.
@@ -117,6 +119,8 @@ def fit(
     permuted: whether positions may have been permuted.
     tolerance, max_programs, seed: of `facets.find`; max_programs=0 does
       without facets.
+    num_programmed: messages that facets are looked for in, the first so many,
+      as linear programs of many positions take long; None takes all.
 
   Returns:
     {name: the estimate}.
@@ -135,6 +139,7 @@ def fit(
       alignment.flatten(observed[name]),
       alignment.flatten(public[name]),
       permuted,
+      num_programmed,
       options,
     )
     for name in observed
@@ -161,18 +166,22 @@ def likelihood(back: np.ndarray, public: np.ndarray) -> np.ndarray:
   )
 
 
-def _fit_scale(w, public, permuted, options):
-  size = w.shape[-1]
+def _fit_scale(w, public, permuted, num_programmed, options):
+  size, mean = w.shape[-1], w.mean(axis=0)
   rows, known = w.reshape(-1, size), public.reshape(-1, size)
-  best, _ = _transport(_mean_maps(w, public, permuted), rows, known)
+  programmed = w[:num_programmed].reshape(-1, size)
+  if len(rows) > _ROWS:
+    rng = np.random.default_rng(options['seed'])
+    rows = rows[rng.choice(len(rows), _ROWS, replace=False)]
+  best, _ = _transport(_mean_maps(mean, public, permuted), rows, known)
   ordered = not permuted
   if permuted:
     other, _ = _transport(_components(rows, known), rows, known)
-    tries = [_alternate(start, w, public) for start in (best, other)]
+    tries = [_alternate(start, w, public, rows) for start in (best, other)]
     best, _, ordered = max(tries, key=lambda t: t[1])
   # Where positions are in order the estimate says where to look.
   guesses = best.rotation if ordered else None
-  found = facets.find(rows, starts=guesses, **options)
+  found = facets.find(programmed, starts=guesses, **options)
   if found.ties.size:
     exact = rows @ found.directions - found.offsets
     if ordered:
@@ -187,7 +196,7 @@ def _fit_scale(w, public, permuted, options):
   return best._replace(order=order)
 
 
-def _alternate(start, w, public):
+def _alternate(start, w, public, rows):
   """Lets the order of positions and the rotation improve each other.
 
   Returns:
@@ -195,12 +204,11 @@ def _alternate(start, w, public):
     nearly so).
   """
   order, best_score = _likeliest(start, w, public)
-  best, moved = start, len(order)
-  size = w.shape[-1]
-  rows, known = w.reshape(-1, size), public.reshape(-1, size)
+  best, moved, mean = start, len(order), w.mean(axis=0)
+  known = public.reshape(-1, w.shape[-1])
   for _ in range(_ROUNDS):
-    placed = np.empty_like(w)
-    placed[:, order] = w
+    placed = np.empty_like(mean)
+    placed[order] = mean
     fit, _ = _transport(_mean_maps(placed, public, False), rows, known)
     again, score = _likeliest(fit, w, public)
     changed = np.sum(again != order)
@@ -219,9 +227,9 @@ def _likeliest(fit, w, public):
   return order, np.sum(score[np.arange(len(order)), order])
 
 
-def _mean_maps(w, public, permuted):
+def _mean_maps(other, public, permuted):
   """Returns Procrustes on mean maps, which are matched by their distances."""
-  one, other = public.mean(axis=0), w.mean(axis=0)
+  one = public.mean(axis=0)
   if permuted:
     one = one[alignment.match(*map(alignment.profiles, (one, other)))]
   return _pose(one, other, _rotation(other - other.mean(0), one - one.mean(0)))

@@ -94,21 +94,22 @@ def ciphertext(setting, protection):
     }
     note = 'each message by itself'
   else:
-    rows = intercepted(setting)
+    rows = setting.intercepted
     fits = ciphertext_only.fit(
       examples.take(seen, rows),
       public,
       permuted=protection != 'none',
       tolerance=TOLERANCE,
       max_programs=MAX_PROGRAMS,
+      num_programmed=len(programmed(setting)),
     )
     guess = ciphertext_only.alignment.undo(fits, examples.take(seen, target))
     note = f'{len(rows)} messages'
   return score(setting, setting.decode(guess), note)
 
 
-def intercepted(setting: settings.Setting) -> np.ndarray:
-  """Returns the rows of as many messages as the programs can take."""
+def programmed(setting: settings.Setting) -> np.ndarray:
+  """Returns the rows of as many messages as linear programs can take."""
   finest = max(z.shape[1] * z.shape[2] for z in setting.latents.values())
   return setting.intercepted[: max(10, POSITIONS // finest)]
 

@@ -38,7 +38,7 @@ def channels(most: int) -> pictures.Attack:
   """
 
   def attack(setting, protection):
-    rows = pictures.intercepted(setting)[:most]
+    rows = pictures.programmed(setting)[:most]
     if protection == 'klt, fresh keys':
       rows = rows[:1]
     seen = examples.take(setting.seen(protection), rows)
@@ -124,7 +124,7 @@ def outlined(same_encoder: bool) -> pictures.Attack:
     rows = setting.intercepted if protection == 'klt' else target
     messages = examples.take(seen, rows)
     if protection == 'klt' and same_encoder:
-      messages = _in_order(setting, messages, known)
+      messages = _in_order(messages, known)
     guess = found.predict(messages)[: len(target)]
     prior = np.broadcast_to(found.prior, guess.shape)
     value, trivial = (
@@ -141,12 +141,9 @@ def outlined(same_encoder: bool) -> pictures.Attack:
   return attack
 
 
-def _in_order(setting, messages, known):
+def _in_order(messages, known):
   """Puts positions where latents of the same encoder have their like."""
-  rows = np.arange(len(pictures.intercepted(setting)))
-  fits = ciphertext_only.fit(
-    examples.take(messages, rows), known, max_programs=0
-  )
+  fits = ciphertext_only.fit(messages, known, max_programs=0)
   return {
     name: position_order.apply(w, np.argsort(fits[name].order))
     for name, w in messages.items()
