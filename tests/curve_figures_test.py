@@ -1,4 +1,4 @@
-"""Tests of curve_figures.py: a panel a task, its scale, gaps, resumed runs."""
+"""Tests of figures/curves.py: a panel a task, its scale, gaps, resumed runs."""
 
 import math
 

@@ -1,8 +1,10 @@
 """Tests of folder.py: any folder of images and masks, in three layouts."""
 
+import functools
 import shutil
 import tracemalloc
 
+import manual_builds
 import ml_collections
 import nibabel
 import numpy as np
@@ -10,9 +12,9 @@ import pytest
 import SimpleITK as sitk
 from PIL import Image
 
-from ppcmi_jax import datasets
 from ppcmi_jax.datasets import folder, readers
 
+prepare = functools.partial(manual_builds.prepare, 'folder')
 RNG = np.random.default_rng(0)
 NAMES = ('a', 'b', 'c', 'd')
 IMAGES = dict(zip(NAMES, RNG.integers(0, 256, (4, 8, 9), np.uint8)))
@@ -43,19 +45,6 @@ def raw(tmp_path):
     write(tmp_path / 'raw' / 'images' / f'{name}.png', IMAGES[name])
     write(tmp_path / 'raw' / 'masks' / f'{name}.tif', MASKS[name])
   return tmp_path / 'raw'
-
-
-def prepare(raw, **options):
-  lines = []
-  builder = datasets.prepare(
-    'folder',
-    data_dir=raw.parent / 'data',
-    manual_dir=raw,
-    options=options,
-    warn=lines.append,
-  )
-  examples = {e['case'].decode(): e for e in builder.as_data_source('all')}
-  return builder, examples, ' '.join(lines)
 
 
 def check_planes(examples, images=IMAGES, masks=MASKS):

@@ -1,4 +1,4 @@
-"""Tests of latent_figures.py: panels, points, PCA, few and odd points."""
+"""Tests of figures/latents.py: panels, points, PCA, few and odd points."""
 
 import itertools
 

@@ -2,6 +2,25 @@
 
 import pytest
 
+from ppcmi_jax import datasets
+
+
+def prepare(name, raw, *, data_dir=None, **options):
+  """Prepares a registered data set of a folder, beside it if not elsewhere.
+
+  Returns (builder, {case: example}, what it warned of in one line).
+  """
+  lines = []
+  builder = datasets.prepare(
+    name,
+    data_dir=data_dir or raw.parent / 'data',
+    manual_dir=raw,
+    options=options,
+    warn=lines.append,
+  )
+  examples = {e['case'].decode(): e for e in builder.as_data_source('all')}
+  return builder, examples, ' '.join(lines)
+
 
 def functions(builder_class, config_class):
   """Returns (build, prepare, refusal), each of (folder, tmp_path, **options).

@@ -1,4 +1,4 @@
-"""Tests of matrix_figures.py: cells, gaps, the size of the sheet."""
+"""Tests of figures/matrices.py: cells, gaps, the size of the sheet."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Tests of method_figures.py: its panels, their place, odd input."""
+"""Tests of figures/methods.py: its panels, their place, odd input."""
 
 import numpy as np
 import pytest
@@ -9,20 +9,9 @@ from ppcmi_jax.figures import panels
 
 
 def make_arguments(n=1, methods=('U-Net',), num_classes=3, **changes):
-  rng = np.random.default_rng(0)
-  truth = rng.integers(0, num_classes, (n, 4, 4)).repeat(4, 1).repeat(4, 2)
-  arguments = {
-    'image': rng.integers(0, 256, (n, 16, 16, 3), np.uint8),
-    'truth': truth,
-    'predictions': {name: np.roll(truth, 2, axis=2) for name in methods},
-    'class_names': [
-      'background',
-      *(f'organ {i}' for i in range(1, num_classes)),
-    ],
-    'spacing_mm': np.ones((n, 2)),
-    'case': [f'case {i}' for i in range(n)],
-  }
-  return {**arguments, **changes}
+  cases = sheet_layout.make_cases(n, num_classes, channels=3)
+  shifted = np.roll(cases['truth'], 2, axis=2)
+  return {**cases, 'predictions': dict.fromkeys(methods, shifted), **changes}
 
 
 def draw(tmp_path, **arguments):

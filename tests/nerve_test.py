@@ -1,18 +1,20 @@
 """Tests of nerve.py, on files in the format and layout of the challenge."""
 
+import functools
 import json
 import pathlib
 import shutil
 import tracemalloc
 
+import manual_builds
 import numpy as np
 import pytest
 import scipy.ndimage
 from PIL import Image
 
-from ppcmi_jax import datasets
 from ppcmi_jax.datasets import nerve
 
+prepare = functools.partial(manual_builds.prepare, 'nerve')
 SHAPE = 420, 580
 
 
@@ -69,19 +71,6 @@ def raw(tmp_path):
   (tmp_path / 'raw' / 'test').mkdir()
   Image.fromarray(FRAMES['1_1'][0]).save(tmp_path / 'raw' / 'test' / '1.tif')
   return tmp_path / 'raw'
-
-
-def prepare(raw, **options):
-  lines = []
-  builder = datasets.prepare(
-    'nerve',
-    data_dir=raw.parent / 'data',
-    manual_dir=raw,
-    options=options,
-    warn=lines.append,
-  )
-  examples = {e['case'].decode(): e for e in builder.as_data_source('all')}
-  return builder, examples, ' '.join(lines)
 
 
 def listing(builder):

@@ -1,16 +1,18 @@
 """Tests of psfh.py, on files in the format and layout of FH-PS-AOP."""
 
+import functools
 import json
 import pathlib
 import shutil
 
+import manual_builds
 import numpy as np
 import pytest
 import SimpleITK as sitk
 
-from ppcmi_jax import datasets
 from ppcmi_jax.datasets import manual, psfh
 
+prepare = functools.partial(manual_builds.prepare, 'psfh')
 RNG = np.random.default_rng(0)
 IMAGES = RNG.integers(0, 256, (5, 32, 48), np.uint8)
 MASKS = RNG.integers(0, 3, (5, 32, 48), np.uint8)
@@ -38,19 +40,6 @@ def raw(tmp_path):
   for number, (image, mask) in enumerate(zip(IMAGES, MASKS), 1):
     write_pair(tmp_path / 'raw', f'{number:05d}', image, mask)
   return tmp_path / 'raw'
-
-
-def prepare(raw, folder=None, **options):
-  lines = []
-  builder = datasets.prepare(
-    'psfh',
-    data_dir=raw.parent / 'data',
-    manual_dir=folder or raw,
-    options=options,
-    warn=lines.append,
-  )
-  examples = {e['case'].decode(): e for e in builder.as_data_source('all')}
-  return builder, examples, ' '.join(lines)
 
 
 def test_round_trip(raw):
@@ -86,7 +75,7 @@ def test_folder_one_deeper(raw):
     (raw / name).rename(deeper / name)
   (raw / '__MACOSX' / 'image_mha').mkdir(parents=True)
   assert len(prepare(raw)[1]) == 5
-  assert len(prepare(raw, folder=deeper)[1]) == 5
+  assert len(prepare(deeper, data_dir=raw.parent / 'data')[1]) == 5
   shutil.copytree(deeper, raw / 'again')
   with pytest.raises(ValueError, match=r'them in Pubic .*, again'):
     prepare(raw, duplicates='keep')

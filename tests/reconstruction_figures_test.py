@@ -1,4 +1,4 @@
-"""Tests of reconstruction_figures.py: its panels, its scale, odd input."""
+"""Tests of figures/reconstructions.py: its panels, its scale, odd input."""
 
 import numpy as np
 import pytest
@@ -8,22 +8,12 @@ from ppcmi_jax.figures import reconstructions as reconstruction_figures
 
 
 def make_arguments(n=1, num_classes=3, channels=1, **changes):
-  rng = np.random.default_rng(0)
-  image = rng.integers(0, 256, (n, 16, 16, channels), np.uint8)
-  truth = np.arange(256).reshape(1, 16, 16).repeat(n, axis=0) % num_classes
+  cases = sheet_layout.make_cases(n, num_classes, channels)
   arguments = {
-    'image': image,
-    'reconstruction': image.astype(np.float32) / 255,
-    'truth': truth,
-    'reconstructed_mask': np.zeros_like(truth),
-    'class_names': [
-      'background',
-      *(f'organ {i}' for i in range(1, num_classes)),
-    ],
-    'spacing_mm': np.ones((n, 2)),
-    'case': [f'case {i}' for i in range(n)],
+    'reconstruction': cases['image'].astype(np.float32) / 255,
+    'reconstructed_mask': np.zeros_like(cases['truth']),
   }
-  return {**arguments, **changes}
+  return {**cases, **arguments, **changes}
 
 
 def draw(tmp_path, **arguments):

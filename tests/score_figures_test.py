@@ -1,4 +1,4 @@
-"""Tests of score_figures.py: boxes, counts, marks, axes, odd input."""
+"""Tests of figures/scores.py: boxes, counts, marks, axes, odd input."""
 
 import math
 

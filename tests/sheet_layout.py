@@ -1,4 +1,4 @@
-"""What the tests of figures look at: the texts and panels that were drawn."""
+"""What the tests of figures draw, and look at: texts and panels."""
 
 import unittest.mock
 from typing import Any, NamedTuple
@@ -29,6 +29,22 @@ class Drawn(NamedTuple):
 
   def words(self) -> list[str]:
     return [artist.get_text() for artist, _ in self.texts]
+
+
+def make_cases(n, num_classes, channels):
+  """Returns cases of 16 x 16 pixels, as what draws them takes them."""
+  rng = np.random.default_rng(0)
+  truth = np.arange(16 * n).reshape(n, 4, 4) % num_classes
+  return {
+    'image': rng.integers(0, 256, (n, 16, 16, channels), np.uint8),
+    'truth': truth.repeat(4, axis=1).repeat(4, axis=2),
+    'class_names': [
+      'background',
+      *(f'organ {i}' for i in range(1, num_classes)),
+    ],
+    'spacing_mm': np.ones((n, 2)),
+    'case': [f'case {i}' for i in range(n)],
+  }
 
 
 def draw(function, path, *args: Any, **kwargs: Any) -> Drawn:

@@ -1,4 +1,4 @@
-"""Tests of figures.py: the choice of cases, the picture, the file."""
+"""Tests of figures/segmentations.py: choice of cases, picture, file."""
 
 import numpy as np
 import pytest
