@@ -236,9 +236,7 @@ def step(
     lambda like: jnp.zeros(like.shape, like.dtype),
     jax.eval_shape(init, jax.random.key(0), sample),
   )._replace(variables=variables or variables_of(task, sample))
-  # Placed as the step's results are: elsewhere, it would be compiled twice.
-  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('batch',))
-  state = jax.device_put(state, jax.NamedSharding(mesh, jax.P()))
+  state = train_step.replicate(state)
   batch = jax.tree.map(
     lambda x: np.reshape(x, (devices, count // devices, *x.shape[1:])), batch
   )
