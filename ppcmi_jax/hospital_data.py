@@ -88,7 +88,9 @@ def load(config: Any, workdir: workdir_lib.Workdir) -> Data:
   return Data(
     hospitals,
     class_names,
-    within_subject=np.isin(subject[names == 'test'], subject[learnt]).any(),
+    within_subject=not set(subject[learnt]).isdisjoint(
+      subject[names == 'test']
+    ),
     subjects_are_known=known,
     table=partitions.table(hospitals, class_names),
   )

@@ -35,8 +35,8 @@ def check(config: Any, data: hospital_data.Data) -> None:
         f'{field}: expected a folder of checkpoints, such as '
         f'RUN/checkpoints/{modality}_CLIENT, found none at {directory}'
       )
-    seen = _seen(path.parent.parent, config, data.within_subject)
-    if seen is None:
+    rows = _seen(path.parent.parent, config)
+    if rows is None:
       logging.warning(
         '%s: nothing beside %s says what it was trained on; see to it that '
         'none of it is tested on here',
@@ -44,25 +44,25 @@ def check(config: Any, data: hospital_data.Data) -> None:
         directory,
       )
       continue
-    column = 'case' if data.within_subject else 'subject'
-    tested = {
-      str(name)
-      for parts in data.hospitals.values()
-      for name in getattr(parts['test'], column)
-    }
-    if both := sorted(tested & seen):
-      raise ValueError(
-        f'{field}: expected a run that saw nothing of what is tested here, '
-        f'found {len(both)} of {len(tested)} test {column}s in its training '
-        f'and validation data, such as {both[0]!r}: scores would be too good; '
-        'give both runs the same split, or take one of other data'
-      )
+    for column in ('case',) if data.within_subject else ('subject', 'case'):
+      tested = {
+        str(name)
+        for parts in data.hospitals.values()
+        for name in getattr(parts['test'], column)
+      }
+      if both := sorted(tested & {row[column] for row in rows}):
+        raise ValueError(
+          f'{field}: expected a run that saw nothing of what is tested here, '
+          f'found {len(both)} of {len(tested)} test {column}s in its training '
+          f'and validation data, such as {both[0]!r}: scores would be too '
+          'good; give both runs the same split, or take one of other data'
+        )
 
 
-def _seen(run, config, within_subject) -> set[str] | None:
-  """Returns whom a run on the same data saw; None if it doesn't say.
+def _seen(run, config) -> list[dict[str, str]] | None:
+  """Returns the lines of `split.csv` that a run learnt from, of all clients.
 
-  Cases where subjects are split, too; of the whole run, not of one client.
+  None if there are none to read; no lines if its data are others.
   """
   if not (run / 'config.json').exists() or not (run / 'split.csv').exists():
     return None
@@ -70,10 +70,8 @@ def _seen(run, config, within_subject) -> set[str] | None:
   own = workdir_lib.essence(config.to_dict())
   data_set = ('dataset', 'dataset_options')
   if any(other.get(key) != own[key] for key in data_set):
-    return set()
+    return []
   with open(run / 'split.csv', newline='', encoding='utf-8') as file:
-    return {
-      row['case' if within_subject else 'subject']
-      for row in csv.DictReader(file)
-      if row['split'] in ('train', 'valid')
-    }
+    return [
+      row for row in csv.DictReader(file) if row['split'] in ('train', 'valid')
+    ]
