@@ -141,6 +141,9 @@ def _summary(config, run, results) -> list[Any]:
       'Images, masks and autoencoders stayed with the clients; latents '
       'crossed. The server holds the keys and sees latents.'
     )
+    started = [f'{k} from {v}' for k, v in config.pretrained.items() if v]
+    if started:
+      parts.append(f'Autoencoders started trained: {", ".join(started)}.')
     if run.guarantee:
       text = f'The mapping network is {run.guarantee}.'
       parts.append(page.note(text, label='Differential privacy'))
