@@ -197,7 +197,9 @@ def test_the_report_says_what_is_promised(tmp_path):
   promise.write(workdir)
   found = privacy_guarantee.Guarantee.read(workdir)
   assert found == promise
-  data = types.SimpleNamespace(within_subject=False, table='')
+  data = types.SimpleNamespace(
+    within_subject=False, subjects_are_known=True, table=''
+  )
   run = lambda promise: types.SimpleNamespace(
     data=data, hospitals={'1': None}, guarantee=promise
   )
