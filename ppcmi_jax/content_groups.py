@@ -35,7 +35,10 @@ BLOCK = 512  # rows of correlations at a time
 
 
 def content_groups(
-  images: np.ndarray, *, threshold: float = 0.97
+  images: np.ndarray,
+  *,
+  subject: np.ndarray | None = None,
+  threshold: float = 0.97,
 ) -> np.ndarray:
   """Returns the group of each image, int [N], numbered from 0 as they come.
 
@@ -44,6 +47,7 @@ def content_groups(
 
   Args:
     images: uint8 [N, H, W, C].
+    subject: names [N]; images of one are in one group, however they look.
     threshold: correlation of thumbnails from which two are near-duplicates, in
       (0, 1]. A higher one finds fewer.
 
@@ -54,6 +58,8 @@ def content_groups(
     raise ValueError(f'threshold: expected in (0, 1], found {threshold}')
   thumbnails = _thumbnails(images)
   group = np.arange(len(images))
+  if subject is not None:
+    group = np.unique(subject, return_inverse=True)[1]
   for start in range(0, len(images), BLOCK):
     block = slice(start, start + BLOCK)
     # Each pair once: only what came before, and the block itself.

@@ -13,7 +13,6 @@ import csv
 import os
 
 import numpy as np
-from scipy.sparse import coo_matrix, csgraph
 
 from ppcmi_jax import content_groups, official_draws
 from ppcmi_jax import examples as examples_lib
@@ -43,8 +42,10 @@ def together(examples: Examples, mode: str) -> np.ndarray:
   """
   if mode != 'content' and subjects_are_known(examples, mode):
     return examples.subject
-  groups = content_groups.content_groups(examples.image)
-  return _least(examples.subject, _connected(groups, examples.subject))
+  groups = content_groups.content_groups(
+    examples.image, subject=examples.subject
+  )
+  return _least(examples.subject, groups)
 
 
 def split(
@@ -137,17 +138,6 @@ def split(
         f'another split than {mode!r}'
       )
   return result
-
-
-def _connected(groups, names):
-  """Returns int [N], the same where a chain of groups and names connects."""
-  names = np.unique(names, return_inverse=True)[1]
-  count = groups.max() + 1
-  edges = groups, count + names
-  graph = coo_matrix(
-    (np.ones(len(groups), bool), edges), (count + names.max() + 1,) * 2
-  )
-  return csgraph.connected_components(graph, directed=False)[1][groups]
 
 
 def _least(names, groups):
