@@ -40,7 +40,6 @@ def cross_client(run: collaboration.Collaboration) -> Matrices:
   """Scores every pair of clients on the test split of the first.
 
   Args:
-    config: of the run; unused.
     run: what `collaboration.restore` returns, of ppcmi_sf.
   """
   codec = next(iter(run.hospitals.values())).channel.codec

@@ -30,11 +30,10 @@ class Statistics(NamedTuple):
         np.asarray(z[client == i], np.float32) for i in range(num_clients)
       ]
       # In float32 a million positions would round the sums by percents.
-      exact = {'dtype': np.float64}
-      of_channels = {'axis': (0, 1, 2), **exact}
-      mean[name] = np.float32([p.mean(**of_channels) for p in parts])
+      axes, exact = (0, 1, 2), np.float64
+      mean[name] = np.float32([p.mean(axes, exact) for p in parts])
       std[name] = np.float32(
-        [p.std(**of_channels) + 0.01 * p.std(**exact) + 1e-6 for p in parts]
+        [p.std(axes, exact) + 0.01 * p.std(None, exact) + 1e-6 for p in parts]
       )
     return cls(mean, std)
 
