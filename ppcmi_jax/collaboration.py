@@ -164,15 +164,16 @@ def _train_ppcmi_sf(config, workdir, data):
       expected_batch=config.mapping_batch_size,
       delta=config.dp.delta,
     )
-  processes.first(lambda: pretraining.check(config, data))
-  processes.first(lambda: enrolment.enrol(config, workdir, names))
   autoencoders = learners.autoencoders(
     config, channels=data.channels, num_classes=data.num_classes
   )
+  trainers = {'image': autoencoders.image, 'mask': autoencoders.mask}
+  pretrained = processes.first(lambda: pretraining.load(config, data, trainers))
+  processes.first(lambda: enrolment.enrol(config, workdir, names))
   count = 2 * len(names) + 1
   for i, (name, parts) in enumerate(data.hospitals.items()):
     for j, modality in enumerate(client_lib.MODALITIES):
-      getattr(autoencoders, modality).fit(
+      trainers[modality].fit(
         parts['train'].arrays(),
         parts['valid'].arrays(),
         seed=config.seed,
@@ -180,7 +181,7 @@ def _train_ppcmi_sf(config, workdir, data):
         title=f'{2 * i + j + 1}/{count} {modality} autoencoder, client {name}',
         log=workdir.log,
         warn=logging.warning,
-        pretrained=config.pretrained[modality] or None,
+        pretrained=pretrained.get(modality) if pretrained else None,
       )
   processes.first(lambda: _contribute(config, workdir, data, autoencoders))
   server_training.train(

@@ -8,16 +8,21 @@ clients' messages opened by each other's decoders shows by how much.
 
 import csv
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
 
-from ppcmi_jax import hospital_data
+from ppcmi_jax import hospital_data, tasks, training
 from ppcmi_jax import workdir as workdir_lib
 
 
-def check(config: Any, data: hospital_data.Data) -> None:
-  """Raises ValueError where a run should not start from what it names.
+def load(
+  config: Any,
+  data: hospital_data.Data,
+  trainers: Mapping[str, training.Trainer],
+) -> dict[str, tasks.Variables]:
+  """Returns the variables that every client's autoencoders start from.
 
   Logs a warning where checkpoints are not in the workdir of a run, which would
   say what they were trained on.
@@ -25,7 +30,16 @@ def check(config: Any, data: hospital_data.Data) -> None:
   Args:
     config: of the run, with `pretrained`.
     data: of the run.
+    trainers: {modality: of the autoencoder}.
+
+  Returns:
+    {modality: variables}, of those that the configuration names.
+
+  Raises:
+    ValueError: there is no whole checkpoint of the network, or it saw what is
+      tested here.
   """
+  found = {}
   for modality, directory in config.pretrained.items():
     if not directory:
       continue
@@ -35,28 +49,40 @@ def check(config: Any, data: hospital_data.Data) -> None:
         f'{field}: expected a folder of checkpoints, such as '
         f'RUN/checkpoints/{modality}_CLIENT, found none at {directory}'
       )
-    rows = _seen(path.parent.parent, config)
-    if rows is None:
-      logging.warning(
-        '%s: nothing beside %s says what it was trained on; see to it that '
-        'none of it is tested on here',
-        field,
-        directory,
+    _check_unseen(field, path, config, data)
+    try:
+      found[modality] = trainers[modality].restore(
+        data.sample(), path, warn=logging.warning, ended=False
       )
-      continue
-    for column in ('case',) if data.within_subject else ('subject', 'case'):
-      tested = {
-        str(name)
-        for parts in data.hospitals.values()
-        for name in getattr(parts['test'], column)
-      }
-      if both := sorted(tested & {row[column] for row in rows}):
-        raise ValueError(
-          f'{field}: expected a run that saw nothing of what is tested here, '
-          f'found {len(both)} of {len(tested)} test {column}s in its training '
-          f'and validation data, such as {both[0]!r}: scores would be too '
-          'good; give both runs the same split, or take one of other data'
-        )
+    except ValueError as error:
+      raise ValueError(f'{field}: {error}') from None
+  return found
+
+
+def _check_unseen(field, path, config, data):
+  """Raises ValueError if a run learnt from what is tested."""
+  rows = _seen(path.parent.parent, config)
+  if rows is None:
+    logging.warning(
+      '%s: nothing beside %s says what it was trained on; see to it that '
+      'none of it is tested on here',
+      field,
+      path,
+    )
+    return
+  for column in ('case',) if data.within_subject else ('subject', 'case'):
+    tested = {
+      str(name)
+      for parts in data.hospitals.values()
+      for name in getattr(parts['test'], column)
+    }
+    if both := sorted(tested & {row[column] for row in rows}):
+      raise ValueError(
+        f'{field}: expected a run that saw nothing of what is tested here, '
+        f'found {len(both)} of {len(tested)} test {column}s in its training '
+        f'and validation data, such as {both[0]!r}: scores would be too '
+        'good; give both runs the same split, or take one of other data'
+      )
 
 
 def _seen(run, config) -> list[dict[str, str]] | None:

@@ -89,7 +89,7 @@ class Trainer:
     warn: Callable[[str], None] = print,
     ended: bool = True,
   ) -> tasks.Variables:
-    """Returns the best variables of a training.
+    """Returns the best variables of a training of this network.
 
     Args:
       sample: one example of the training data, [1, ...] arrays.
@@ -110,7 +110,8 @@ class Trainer:
       keeper.close()
     if state is None:
       raise ValueError(
-        f'{directory}: no whole checkpoint of this network; run train.py first'
+        f'{directory}: expected a checkpoint of this network, found none that '
+        'is whole' + '; run train.py first' * ended
       )
     if ended and not self.is_done(state):
       raise ValueError(
@@ -169,7 +170,7 @@ class Trainer:
     log: Callable[[dict], None] = lambda metrics: None,
     warn: Callable[[str], None] = print,
     order: np.ndarray | None = None,
-    pretrained: str | pathlib.Path | None = None,
+    pretrained: tasks.Variables | None = None,
   ) -> train_step.TrainState:
     """Trains from the last checkpoint, or from the start, to the end.
 
@@ -184,14 +185,12 @@ class Trainer:
         start, and how many of them went by waiting for a batch.
       warn: called with a line for each damaged checkpoint.
       order: rows of `train` to draw from, with repeats; all once if None.
-      pretrained: checkpoints of the same network, whose best variables to start
-        from; drawn from the seed if None.
+      pretrained: variables to start from; drawn from the seed if None.
 
     Returns:
       The final state; `best_variables` are the ones to use.
 
     Raises:
-      ValueError: no checkpoint in `pretrained` is whole and of this network.
       FloatingPointError: the loss is not finite; names the step.
     """
     clock = time.monotonic()
@@ -214,9 +213,9 @@ class Trainer:
       state = self._init(init_key, sample)
       if pretrained is None:
         return state
-      variables = self.restore(sample, pretrained, warn=warn, ended=False)
       return state._replace(
-        variables=variables, best_variables=train_step.copy(variables)
+        variables=train_step.copy(pretrained),
+        best_variables=train_step.copy(pretrained),
       )
 
     state = train_step.share(processes.first(begin), like)

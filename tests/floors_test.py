@@ -27,9 +27,9 @@ FLOORS = {
   2: 'client server keyed_channel sealed key_store input_pipeline official '
   'score_table',
   3: 'tasks hospital_data contributions',
-  4: 'train_step evaluators figures private_training pretraining',
+  4: 'train_step evaluators figures private_training',
   5: 'training',
-  6: 'learners attacks',
+  6: 'learners attacks pretraining',
   7: 'enrolment exposure config_checks',
   8: 'hospitals privacy server_training',
   9: 'collaboration',

@@ -1,7 +1,6 @@
 """The pmapped step on one and on four devices; the loop's duties."""
 
 import functools
-import gc
 import os
 import subprocess
 import sys
@@ -145,7 +144,7 @@ def test_training_starts_from_what_another_has_learnt(tmp_path):
     arrays(),
     seed=0,
     directory=tmp_path / 'b',
-    pretrained=tmp_path / 'a',
+    pretrained=other.best_variables,
   )
   jax.tree.map(
     lambda a, b: np.testing.assert_allclose(a, b, atol=1e-7),
@@ -154,22 +153,9 @@ def test_training_starts_from_what_another_has_learnt(tmp_path):
   )
   # It goes on from its own checkpoint; what it started from is not needed.
   again = trainer(steps=2).fit(
-    arrays(), arrays(), seed=0, directory=tmp_path / 'b', pretrained='gone'
+    arrays(), arrays(), seed=0, directory=tmp_path / 'b'
   )
   jax.tree.map(np.testing.assert_array_equal, again, state)
-
-
-@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')
-def test_another_network_is_nothing_to_start_from(tmp_path):
-  wide = tasks.segmentation(Net(features=3), num_classes=3)
-  training.Trainer(wide, steps=1, batch_size=4, learning_rate=0.1).fit(
-    arrays(), arrays(), seed=0, directory=tmp_path / 'wide'
-  )
-  fit = functools.partial(trainer().fit, arrays(), arrays(), seed=0)
-  for name in ('wide', 'none'):
-    with pytest.raises(ValueError, match=f'{name}: no whole .* this network'):
-      fit(directory=tmp_path / 'a', pretrained=tmp_path / name)
-  gc.collect()  # what Orbax left unawaited warns here, not in another test
 
 
 def test_what_four_devices_saved_one_restores(tmp_path):
