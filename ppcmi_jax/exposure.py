@@ -26,6 +26,7 @@ a counter, and its size depends on shapes alone.
   False
 """
 
+import math
 import os
 from collections.abc import Mapping
 
@@ -39,7 +40,7 @@ from ppcmi_jax.sealed import envelope, sealing, session
 OTHERS = 'sealed, other images'
 SEALED = ('sealed', OTHERS)
 PROTECTIONS = ('none', 'klt', 'klt, fresh keys', *SEALED)
-SEALED_DTYPES = ('int8', 'float16')
+SEALED_DTYPES = ('int8', 'int4', 'float16')
 _BATCH = 16  # secrets drawn at a time, to bound memory
 
 Latents = Mapping[str, np.ndarray]
@@ -80,8 +81,9 @@ def observe(
     )
   if wire_dtype not in wire.DTYPES or sealed_dtype not in SEALED_DTYPES:
     raise ValueError(
-      f'dtypes: expected one of {", ".join(wire.DTYPES)} for the wire and int8 '
-      f'or float16 if sealed, found {wire_dtype!r} and {sealed_dtype!r}'
+      f'dtypes: expected one of {", ".join(wire.DTYPES)} for the wire and of '
+      f'{", ".join(SEALED_DTYPES)} if sealed, found {wire_dtype!r} and '
+      f'{sealed_dtype!r}'
     )
   latents = {k: np.asarray(z, np.float32) for k, z in latents.items()}
   for name, z in latents.items():
@@ -159,7 +161,7 @@ def read(message: bytes) -> dict[str, np.ndarray]:
   """Reads the ciphertext of a sealed message as uniform numbers.
 
   Args:
-    message: what `sealing.seal` gave, of a whole number of bytes an element.
+    message: what `sealing.seal` gave, of one of SEALED_DTYPES.
 
   Returns:
     {latent: float32 [B, ..., C]}, each stored number as an unsigned integer,
@@ -169,13 +171,15 @@ def read(message: bytes) -> dict[str, np.ndarray]:
     sealed.envelope.MessageRejected: not a sealed message.
   """
   header = envelope.read(message)
-  width = envelope.ITEM_BYTES[header.dtype]
+  width = envelope.BITS[header.dtype]
   start, numbers = envelope.header_bytes(header), {}
   for name, shape in header.shapes.items():
-    count = int(np.prod(shape))
-    stored = np.frombuffer(message, f'<u{width}', count, start)
-    uniform = (stored + 0.5) / 2.0 ** (8 * width) - 0.5
+    words = np.frombuffer(
+      message, '<u4', envelope.num_words(shape, header.dtype), start
+    )
+    start += words.nbytes
+    shifts = np.arange(0, 32, width, dtype=np.uint32)
+    stored = (words[:, None] >> shifts) & np.uint32(2**width - 1)
+    uniform = (stored.ravel()[: math.prod(shape)] + 0.5) / 2.0**width - 0.5
     numbers[name] = (uniform * np.sqrt(12)).astype(np.float32).reshape(shape)
-    (_, _, (num_words,)), _ = envelope.parts(shape, header.dtype)
-    start += 4 * num_words
   return numbers

@@ -282,7 +282,7 @@ def alone(scales: Sequence[str], known: Latents) -> Rounding:
 def _plain_bytes(latents):
   """Returns the bytes [M] of latents in float16."""
   numbers = sum(z[0].size for z in latents.values())
-  return np.full(_count(latents), envelope.ITEM_BYTES['float16'] * numbers)
+  return np.full(_count(latents), envelope.BITS['float16'] // 8 * numbers)
 
 
 def _count(latents):
@@ -299,4 +299,6 @@ def _overhead(config, run):
   image = run.data.hospitals[name]['test'].image[:1]
   message, _ = hospital.client.protect(hospital.state, image)
   numbers = sum(math.prod(z.shape) for z in run.latents['image'].values())
-  return len(message) - numbers * envelope.ITEM_BYTES[config.wire_dtype]
+  return len(message) - math.ceil(
+    numbers * envelope.BITS[config.wire_dtype] / 8
+  )

@@ -94,8 +94,9 @@ def train(
 def _read(config, workdir, names, latents):
   """Returns {split: pairs}, as the message files have them."""
   channel = enrolment.server_channel(config, workdir, names, latents)
-  # As precise as what was sent; int8's numbers are not int8 once unmixed.
-  dtype = 'float16' if config.wire_dtype == 'int8' else config.wire_dtype
+  # As precise as what was sent; integers are none once they are unmixed.
+  sent = config.wire_dtype
+  dtype = 'float16' if sent.startswith('int') else sent
   found = {
     split: server_lib.read_contributions(
       [

@@ -113,7 +113,7 @@ def test_sizes_are_those_of_sealed_messages(dtype):
     shapes=shapes,
     counter=1,
   )
-  size = envelope.ITEM_BYTES[dtype] * sum(map(math.prod, shapes.values()))
+  size = envelope.BITS[dtype] * sum(map(math.prod, shapes.values())) // 8
   words = np.zeros(size // 4 + 3 * 3 * 2, np.uint32)  # a norm and a scale each
   # `envelope`: 328 for one image at three scales, 24 for each other one.
   assert len(sealing.seal(draft, words)) == size + 328 + 2 * 24

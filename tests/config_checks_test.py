@@ -36,7 +36,7 @@ def test_int8_needs_the_mixing_of_sealed(tmp_path):
 @pytest.mark.parametrize(
   'field, value, word',
   [
-    ('wire_dtype', 'int4', 'float16'),
+    ('wire_dtype', 'int2', 'float16'),
     ('eval_every', 0, 'at least 1'),
     ('microbatches', 0, 'at least 1'),
     ('compute_dtype', 'float16', 'bfloat16'),

@@ -91,8 +91,8 @@ def test_one_run_gives_tables_json_and_pictures(trained):
     assert None not in [matrix['leaked'][name][other] for other in others]
   wire = results['wire']
   sizes = [wire[dtype]['query_bytes'] for dtype in wire]
-  assert list(wire) == ['float32', 'bfloat16', 'float16', 'int8']
-  assert sizes[0] > sizes[1] == sizes[2] > sizes[3]
+  assert list(wire) == ['float32', 'bfloat16', 'float16', 'int8', 'int4']
+  assert sizes[0] > sizes[1] == sizes[2] > sizes[3] > sizes[4]
   report = workdir / 'report'
   pictures = {path.stem for path in report.glob('*.png')}
   assert pictures >= {*CLIENTS, 'latents', 'training', 'boxplots_dice'}
@@ -126,10 +126,11 @@ def test_payloads_are_scored_when_asked(trained, script, tmp_path):
   assert found['whole']['bytes'] == wire['float16']['query_bytes']
   for direction in ('query', 'reply'):
     rows = found[direction]
-    eight = rows['mixed, 8 bits']
-    # What really crosses in int8 is as long, and scores as much.
-    assert eight['longest'] == wire['int8'][f'{direction}_bytes']
-    assert dice(eight) == found['whole']['dice']
+    # What really crosses in int8 and int4 is as long, and scores as much.
+    for bits in (8, 4):
+      sent = wire[f'int{bits}'][f'{direction}_bytes']
+      assert rows[f'mixed, {bits} bits']['longest'] == sent
+    assert dice(rows['mixed, 8 bits']) == found['whole']['dice']
     sizes = [rows[f'mixed, {b} bits']['bytes'] for b in (8, 6, 5, 4, 3, 2)]
     assert sizes == sorted(sizes, reverse=True)
 

@@ -99,11 +99,11 @@ def payload(
      *(f'Dice of {c}' for c in run.hospitals), 'mean', 'change'],
     rows,
     'Mean Dice over the structures of the test split; no network was trained '
-    'anew. mixed: as sealed sends int8, in so\nmany bits. coded: by an ideal '
-    'entropy coder, whose messages would have to be padded to the longest, as '
-    'their length\ntells of the image. Last: the smallest of each that costs '
-    f'at most {payload_lib.FALL / 2:g}, together (KiB of\nboth): of what is '
-    'mixed, and of all.',
+    'anew. mixed: as sealed sends int8 and int4,\nin so many bits. coded: by '
+    'an ideal entropy coder, whose messages would have to be padded to the '
+    'longest, as their length\ntells of the image. Last: the smallest of each '
+    f'that costs at most {payload_lib.FALL / 2:g}, together (KiB of\nboth): of '
+    'what is mixed, and of all.',
   )  # fmt: skip
 
 

@@ -46,7 +46,7 @@ def split(
   Args:
     joined: uint32 [N].
     shapes: {name: (B, ..., C)} of the latents.
-    dtype: of their numbers, one of `envelope.ITEM_BYTES`.
+    dtype: of their numbers, one of `envelope.BITS`.
 
   Returns:
     {name: {'words': uint32 [n], 'numbers': float32 [B, 2]}}.
@@ -86,5 +86,5 @@ def batch(count: int, like: Mapping[str, Any], *, dtype: str) -> int:
   """
   # Each latent's words may be filled up, by less than its numbers take.
   elements = sum(math.prod(z.shape[1:]) for z in like.values())
-  example = elements * envelope.ITEM_BYTES[dtype] + 8 * len(like)
-  return 4 * count // example
+  example = elements * envelope.BITS[dtype] + 64 * len(like)
+  return 32 * count // example

@@ -11,7 +11,7 @@ Integers are little-endian; strings are ASCII, zero bytes fill the rest:
   16       1      suite, 1: HKDF-SHA256, ChaCha20 words, AES-256-GCM
   17       1      direction: 0 query, 1 reply, 2 contribution
   18       1      modality: 0 image, 1 mask
-  19       1      dtype: 0 float32, 1 bfloat16, 2 float16, 3 int8
+  19       1      dtype: 0 float32, 1 bfloat16, 2 float16, 3 int8, 4 int4
   20       4      key epoch
   24       8      counter of the sender in this epoch, from 1
   32       16     message id; a reply carries its query's
@@ -25,7 +25,7 @@ Integers are little-endian; strings are ASCII, zero bytes fill the rest:
   L + N    16     tag
 
 Names are unique, of 1 to 16 of A-Z a-z 0-9 _, ranks 2 to 5, and all latents
-have one B. N = sum of 4 ceil(item bytes x elements / 4) + 8 B. The size
+have one B. N = sum of 4 ceil(item bits x elements / 32) + 8 B. The size
 depends on shapes and dtype alone: beside the latents 177 + 37 K, rounded up
 to eight, and 16 + 8 K B bytes; 328 for one image at three scales.
 
@@ -54,9 +54,10 @@ VERSION = 1
 SUITE = 1
 TAG_BYTES = 16
 NONCE_BYTES = 32
-ITEM_BYTES = {'float32': 4, 'bfloat16': 2, 'float16': 2, 'int8': 1}
+# Of a number on the wire.
+BITS = {'float32': 32, 'bfloat16': 16, 'float16': 16, 'int8': 8, 'int4': 4}
 
-_DTYPES = tuple(ITEM_BYTES)
+_DTYPES = tuple(BITS)
 _FIXED = struct.Struct('<8sII4BIQ16s32s64s32sB')
 _LATENT = struct.Struct('<16sB5I')
 _MODEL_ID = re.compile('[A-Za-z0-9][A-Za-z0-9._-]{0,31}')
@@ -86,7 +87,7 @@ class Header(NamedTuple):
     model_id: the public name of the models that both sides must agree on.
     message_id: 16 bytes; a reply carries its query's.
     counter: of the sender, 1 to 2^64 - 1.
-    dtype: of the words' numbers, one of ITEM_BYTES.
+    dtype: of the words' numbers, one of BITS.
     shapes: {name: (B, ..., C)} by sorted name, one B for all.
     nonce: 32 bytes.
   """
@@ -233,11 +234,15 @@ def parts(
   shape: tuple[int, ...], dtype: str
 ) -> tuple[tuple[str, np.dtype, tuple[int, ...]], ...]:
   """Returns (part, dtype, shape) of the arrays of one latent."""
-  num_words = -(-math.prod(shape) * ITEM_BYTES[dtype] // 4)
   return (
-    ('words', np.dtype(np.uint32), (num_words,)),
+    ('words', np.dtype(np.uint32), (num_words(shape, dtype),)),
     ('numbers', np.dtype(np.float32), (shape[0], 2)),
   )
+
+
+def num_words(shape: tuple[int, ...], dtype: str) -> int:
+  """Returns how many uint32 words the numbers of a latent take."""
+  return -(-math.prod(shape) * BITS[dtype] // 32)
 
 
 def message_bytes(header: Header) -> int:

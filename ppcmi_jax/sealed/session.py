@@ -93,7 +93,7 @@ def make(
   Args:
     parties: {client: Party}.
     model_id: public name of the models, 1 to 32 characters; both ends agree.
-    wire_dtype: 'float32', 'bfloat16', 'float16' or 'int8', both ways.
+    wire_dtype: a key of `masking.DTYPES`, both ways.
     kept: the server's vault; without one contributions are not opened.
   """
 

@@ -15,6 +15,7 @@ that do not differ between runs are trained once and copied.
     noise        the mapping network trained by DP-SGD with ever more noise
 """
 
+import itertools
 import json
 import pathlib
 import shutil
@@ -46,9 +47,15 @@ MAPPING_FIELDS = (
   'mapping_options',
   'mapping_steps',
   'protection',
+  'sensitivity',
   'standardise',
   'wire_dtype',
 )
+# And what only the other one's training sees.
+OTHERS_FIELDS = {
+  'image': ('latent_mixing', 'latent_noise', 'mask_steps'),
+  'mask': ('image_blocks', 'image_steps', 'segmentation_weight'),
+}
 EXAMPLES = 'examples.npz'
 
 
@@ -267,20 +274,21 @@ def _reuse_autoencoders(variant, root) -> None:
   if variant.config.method in learners.BASELINES:
     return
 
-  def fields_of(config):
-    return {k: v for k, v in config.items() if k not in MAPPING_FIELDS}
+  def fields_of(config, modality):
+    others = (*MAPPING_FIELDS, *OTHERS_FIELDS[modality])
+    return {k: v for k, v in config.items() if k not in others}
 
-  wanted = fields_of(workdir.essence(variant.config.to_dict()))
+  wanted = workdir.essence(variant.config.to_dict())
   names = variant.config.clients
   target = _folder(root, variant) / 'checkpoints'
-  for folder, config in _runs(root):
-    if fields_of(config) != wanted or folder == target.parent:
+  for (folder, config), modality in itertools.product(
+    _runs(root), client.MODALITIES
+  ):
+    if fields_of(config, modality) != fields_of(wanted, modality):
       continue
-    for source in sorted((folder / 'checkpoints').glob('*_*')):
-      modality, _, name = source.name.partition('_')
-      if modality not in client.MODALITIES or (names and name not in names):
-        continue
-      if (target / source.name).exists():
+    for source in sorted((folder / 'checkpoints').glob(f'{modality}_*')):
+      name = source.name.removeprefix(f'{modality}_')
+      if (names and name not in names) or (target / source.name).exists():
         continue
       partial = target.with_name(f'{source.name}.partial')
       shutil.rmtree(partial, ignore_errors=True)

@@ -51,6 +51,7 @@ def ablation(get_config: GetConfig, base: Any) -> list[Variant]:
     'all errors of latents alike': {'sensitivity': False},
     'latents not standardised': {'standardise': False},
     'no augmented contributions': {'copies': 0},
+    'int4 wire': {'wire_dtype': 'int4'},
     'float16 wire': {'wire_dtype': 'float16'},
     'float32 wire': {'wire_dtype': 'float32'},
   }
