@@ -51,8 +51,7 @@ def script(config_path):
       name,
       f'--config={config_path}:{method}',
       *flags,
-      XLA_FLAGS=f'--xla_force_host_platform_device_count={devices} '
-      '--xla_backend_optimization_level=0',
+      XLA_FLAGS=scripts.xla_flags(devices),
     )
 
   return start

@@ -8,6 +8,12 @@ import sys
 ROOT = pathlib.Path(__file__).parent.parent
 
 
+def xla_flags(devices: int) -> str:
+  """Returns what makes a process of its own see so many devices."""
+  ours = os.environ.get('XLA_FLAGS', '')
+  return f'{ours} --xla_force_host_platform_device_count={devices}'
+
+
 def start(*arguments, folder=ROOT, **variables):
   """Starts python with arguments, and some variables of its environment."""
   fixed = {'JAX_PLATFORMS': 'cpu', 'PYTHONWARNINGS': 'ignore'}

@@ -112,6 +112,7 @@ def test_one_run_gives_tables_json_and_pictures(trained):
 
 
 def test_payloads_are_scored_when_asked(trained, script, tmp_path):
+  """And what was evaluated before stays."""
   workdir = tmp_path / 'smoke'
   shutil.copytree(trained[0], workdir)
   code, out, err = scripts.finish(
@@ -119,8 +120,13 @@ def test_payloads_are_scored_when_asked(trained, script, tmp_path):
   )
   assert code == 0, err
   assert 'How far a message shrinks before Dice falls.' in out
+  assert 'Segmentation of the test split' in out
   assert (workdir / 'report' / 'tables' / 'payload.csv').exists()
-  results = json.loads((workdir / 'eval' / 'results.json').read_text())
+  before, results = (
+    json.loads((folder / 'eval' / 'results.json').read_text())
+    for folder in (trained[0], workdir)
+  )
+  assert results['segmentation'] == before['segmentation']
   found, wire = results['payload'], results['wire']
   dice = lambda row: pytest.approx(row['dice'], abs=0.02)
   assert found['whole']['bytes'] == wire['float16']['query_bytes']
@@ -217,15 +223,17 @@ def test_server_trains_from_message_files_alone(trained, tmp_path):
   assert found == digests(reference)['mapping']
 
 
-def test_new_autoencoders_mean_new_contributions(trained, script, tmp_path):
+def test_new_autoencoders_mean_new_contributions(
+  trained, data_dir, tmp_path, caplog
+):
   workdir = tmp_path / 'changed'
   shutil.copytree(trained[0], workdir)
   note = workdir / 'messages' / '2' / 'autoencoders.sha256'
   note.write_text('of other autoencoders')
   old = (workdir / 'messages' / '2' / 'valid-000-000000.image.msg').read_bytes()
-  code, _, err = scripts.finish(script('train.py', workdir))
-  assert code == 0, err
-  assert 'client 2: its autoencoders have changed' in err
+  with caplog.at_level('WARNING', logger='absl'):
+    collaboration.train(config_of(data_dir), workdir)
+  assert 'client 2: its autoencoders have changed' in caplog.text
   new = (workdir / 'messages' / '2' / 'valid-000-000000.image.msg').read_bytes()
   assert new != old
   # The server has forgotten what it kept of the old ones.
@@ -246,11 +254,10 @@ def test_two_trainings_in_one_workdir_are_refused(script, tmp_path):
   scripts.finish(first)
 
 
-def test_training_again_does_nothing_new(trained, script):
+def test_training_again_does_nothing_new(trained, data_dir):
   workdir, _, _ = trained
   before = digests(workdir)
-  code, _, err = scripts.finish(script('train.py', workdir))
-  assert code == 0, err
+  collaboration.train(config_of(data_dir), workdir)
   assert digests(workdir) == before
 
 
@@ -290,7 +297,7 @@ def test_kill_and_resume_is_bit_exact(trained, script, tmp_path):
   assert mapping[0] == train_server_alone(workdir, tmp_path / 'server')
 
 
-def test_damaged_checkpoint_falls_back_and_says_so(trained, script, tmp_path):
+def test_damaged_checkpoint_falls_back_and_says_so(trained, data_dir, tmp_path):
   reference, _, _ = trained
   workdir = tmp_path / 'damaged'
   shutil.copytree(reference, workdir)
@@ -299,10 +306,11 @@ def test_damaged_checkpoint_falls_back_and_says_so(trained, script, tmp_path):
   content = bytearray(data.read_bytes())
   content[len(content) // 2] ^= 0xFF
   data.write_bytes(content)
-  line = scripts.refused(script('eval.py', workdir))
-  assert 'step 8 of 12' in line and 'run train.py to continue' in line
-  code, _, err = scripts.finish(script('train.py', workdir))
-  assert code == 0, err
+  with pytest.raises(
+    ValueError, match=r'step 8 of 12; run train\.py to continue'
+  ):
+    collaboration.restore(config_of(data_dir), workdir)
+  collaboration.train(config_of(data_dir), workdir)
   assert digests(workdir) == digests(reference)
 
 
@@ -387,18 +395,8 @@ def test_baseline_trains_and_evaluates(script, tmp_path):
   assert 'prior' in out and 'ceiling' not in out
 
 
-def test_one_evaluation_leaves_the_others(trained, script):
-  workdir, _, _ = trained
-  file = workdir / 'eval' / 'results.json'
-  before = json.loads(file.read_text())
-  code, out, err = scripts.finish(
-    script('eval.py', workdir, '--eval_names=networks')
-  )
-  assert code == 0, err
-  after = json.loads(file.read_text())
-  assert after['segmentation'] == before['segmentation']
-  assert 'Segmentation of the test split' in out
-  line = scripts.refused(script('eval.py', workdir, '--eval_names=speed'))
+def test_an_unknown_evaluation_is_one_line(trained, script):
+  line = scripts.refused(script('eval.py', trained[0], '--eval_names=speed'))
   assert 'expected some of segmentation, ' in line and "'speed'" in line
 
 

@@ -10,6 +10,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scripts
 from flax import linen as nn
 
 from ppcmi_jax import examples as examples_lib
@@ -174,7 +175,7 @@ def test_what_four_devices_saved_one_restores(tmp_path):
 
 def run_on_devices(count, code):
   environment = os.environ | {
-    'XLA_FLAGS': f'--xla_force_host_platform_device_count={count}',
+    'XLA_FLAGS': scripts.xla_flags(count),
     'JAX_PLATFORMS': 'cpu',
   }
   result = subprocess.run(
