@@ -28,7 +28,7 @@ POSITIONS = 3200
 TOLERANCE = 1e-2  # of facets, above the rounding of float16
 MAX_PROGRAMS = 48
 HIGHEST_DB = 100.0
-STEPS = 300  # of the inverter's training, at most
+STEPS = 300  # of the inverter's training, at most; or as many as pairs
 
 
 def score(
@@ -150,7 +150,7 @@ def learned(most: int, scales: tuple[str, ...] | None = None) -> Attack:
       prior=setting.prior,
       source=setting.source[rows],
       width=32,
-      steps=STEPS,
+      steps=max(STEPS, len(rows)),
       batch_size=8,
       patience=3,
     )
