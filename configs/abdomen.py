@@ -85,6 +85,7 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.patience = 8  # validations without a smaller loss
   config.compute_dtype = 'float32'  # or 'bfloat16', for accelerators
   config.microbatches = 1  # parts of a batch, to save an accelerator's memory
+  config.side_by_side = 2  # clients' networks that train at once
 
   if method in SMALL_BASELINES:
     config.pooled = True  # False: each client alone
@@ -170,6 +171,7 @@ def get_full_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   """
   config = get_config(method)
   config.image_size = 256
+  config.side_by_side = 1
   config.eval_every = 250
   config.patience = 20
   config.split = 'subjects'

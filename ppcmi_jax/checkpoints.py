@@ -9,6 +9,7 @@ the last step that is whole.
 import hashlib
 import pathlib
 import shutil
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -18,6 +19,10 @@ import orbax.checkpoint as ocp
 from absl import logging
 
 from ppcmi_jax import processes
+
+# Orbax numbers its writes for the whole process, and takes those of several
+# threads for one another's.
+_SAVING = threading.Lock()
 
 
 def digest(tree: Any) -> str:
@@ -73,6 +78,8 @@ class Checkpoints:
   def save(self, step: int, state: Any) -> None:
     """Starts writing `state`; `close` or the next save waits for it.
 
+    Not in the main thread it is written when this returns.
+
     Raises:
       OSError: the disk has less room than the arrays need.
     """
@@ -85,16 +92,19 @@ class Checkpoints:
         'and start again: training continues from the last checkpoint'
       )
     values = jax.device_get(state)
-    self._manager.save(
-      step,
-      args=ocp.args.Composite(
-        # Of arrays on other processes' devices, all would have to save.
-        state=ocp.args.StandardSave(
-          state if processes.count() == 1 else values
+    with _SAVING:
+      self._manager.save(
+        step,
+        args=ocp.args.Composite(
+          # Of arrays on other processes' devices, all would have to save.
+          state=ocp.args.StandardSave(
+            state if processes.count() == 1 else values
+          ),
+          meta=ocp.args.JsonSave({'sha256': digest(values)}),
         ),
-        meta=ocp.args.JsonSave({'sha256': digest(values)}),
-      ),
-    )
+      )
+      if threading.current_thread() is not threading.main_thread():
+        self._manager.wait_until_finished()
 
   def restore(self, like: Any, *, move_aside: bool = False) -> Any | None:
     """Returns the newest whole state, or None where there is none.

@@ -8,6 +8,7 @@ clients and server back. All of it resumes wherever it stopped.
 
 import contextlib
 import functools
+import itertools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -32,6 +33,7 @@ from ppcmi_jax import (
   privacy_guarantee,
   processes,
   server_training,
+  side_by_side,
   standardisation,
 )
 from ppcmi_jax import (
@@ -118,7 +120,8 @@ def train(config: Any, path: str | pathlib.Path) -> None:
 
 def _train_baseline(config, workdir, data):
   _, trainer = learners.baseline(config, num_classes=data.num_classes)
-  for task, names in _baseline_groups(config, data).items():
+
+  def fit(devices, stopped, task, names):
     pooled = {
       split: jax.tree.map(
         lambda *a: np.concatenate(a),
@@ -145,7 +148,17 @@ def _train_baseline(config, workdir, data):
       log=workdir.log,
       warn=logging.warning,
       order=order['train'],
+      devices=devices,
+      stopped=stopped,
     )
+
+  side_by_side.run(
+    [
+      functools.partial(fit, task=task, names=names)
+      for task, names in _baseline_groups(config, data).items()
+    ],
+    at_once=1 if config.pooled else config.side_by_side,
+  )
 
 
 def _baseline_groups(config, data) -> dict[str, list[str]]:
@@ -167,22 +180,33 @@ def _train_ppcmi_sf(config, workdir, data):
   autoencoders = learners.autoencoders(
     config, channels=data.channels, num_classes=data.num_classes
   )
-  trainers = {'image': autoencoders.image, 'mask': autoencoders.mask}
-  pretrained = processes.first(lambda: pretraining.load(config, data, trainers))
+  pretrained = processes.first(
+    lambda: pretraining.load(config, data, autoencoders)
+  )
   processes.first(lambda: enrolment.enrol(config, workdir, names))
-  count = 2 * len(names) + 1
-  for i, (name, parts) in enumerate(data.hospitals.items()):
-    for j, modality in enumerate(client_lib.MODALITIES):
-      trainers[modality].fit(
-        parts['train'].arrays(),
-        parts['valid'].arrays(),
-        seed=config.seed,
-        directory=workdir.checkpoints(f'{modality}_{name}'),
-        title=f'{2 * i + j + 1}/{count} {modality} autoencoder, client {name}',
-        log=workdir.log,
-        warn=logging.warning,
-        pretrained=pretrained.get(modality) if pretrained else None,
-      )
+  # Modalities in turn: two that begin together compile different programs.
+  networks = list(itertools.product(names, client_lib.MODALITIES))
+  count = len(networks) + 1
+
+  def fit(devices, stopped, number):
+    name, modality = networks[number]
+    getattr(autoencoders, modality).fit(
+      data.hospitals[name]['train'].arrays(),
+      data.hospitals[name]['valid'].arrays(),
+      seed=config.seed,
+      directory=workdir.checkpoints(f'{modality}_{name}'),
+      title=f'{number + 1}/{count} {modality} autoencoder, client {name}',
+      log=workdir.log,
+      warn=logging.warning,
+      pretrained=pretrained.get(modality) if pretrained else None,
+      devices=devices,
+      stopped=stopped,
+    )
+
+  side_by_side.run(
+    [functools.partial(fit, number=i) for i in range(len(networks))],
+    at_once=config.side_by_side,
+  )
   processes.first(lambda: _contribute(config, workdir, data, autoencoders))
   server_training.train(
     config,

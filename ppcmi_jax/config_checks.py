@@ -17,8 +17,10 @@ from ppcmi_jax import (
   learners,
   privacy_guarantee,
   score_table,
+  side_by_side,
   splits,
   standardisation,
+  training,
 )
 from ppcmi_jax.models import autoencoder
 
@@ -49,6 +51,7 @@ _NUMBERS = {
   'eval_every': _COUNT,
   'patience': _COUNT,
   'microbatches': _COUNT,
+  'side_by_side': _COUNT,
 }
 _BASELINE_NUMBERS = {
   'baseline_batch_size': _COUNT,
@@ -72,13 +75,14 @@ _PRIVATE_NUMBERS = {
 
 
 def check_networks(config: Any) -> None:
-  """Traces all networks: ValueError where one could not be built.
+  """Traces all networks: ValueError where one could not be built, or trained.
 
-  That takes a second or two; `check` comes first.
+  Devices must share out each batch. It takes a second or two, after `check`.
   """
   if config.method in learners.BASELINES:
     _try_baseline(config)
   else:
+    _check_mixing(config)
     _try_private(config)
 
 
@@ -213,12 +217,37 @@ def _check_dp(config):
     )
 
 
+def _check_batch(config, field, num_devices):
+  training.check_batch_size(
+    config[field], num_devices, config.microbatches, name=field
+  )
+
+
+def _check_mixing(config):
+  """Raises ValueError where each mask would be mixed with itself alone."""
+  devices = len(side_by_side.groups(config.side_by_side)[0])
+  parts, batch = devices * config.microbatches, config.autoencoder_batch_size
+  if config.latent_mixing and batch < 2 * parts:
+    raise ValueError(
+      f'autoencoder_batch_size: expected at least {2 * parts}, two examples in '
+      f'each of {parts} parts (devices times microbatches), as latent_mixing '
+      f'mixes those of a part, found {batch}; raise it or set '
+      '--config.latent_mixing=0'
+    )
+
+
 def _try_baseline(config):
+  at_once = 1 if config.pooled else config.side_by_side
+  devices = len(side_by_side.groups(at_once)[0])
+  _check_batch(config, 'baseline_batch_size', devices)
   task, _ = learners.baseline(config, num_classes=2)
   _try('baseline_options, image_size', task, _blank(config))
 
 
 def _try_private(config):
+  devices = len(side_by_side.groups(config.side_by_side)[0])
+  _check_batch(config, 'autoencoder_batch_size', devices)
+  _check_batch(config, 'mapping_batch_size', jax.device_count())
   built = learners.autoencoders(
     config, channels=config.image_channels, num_classes=2
   )

@@ -230,8 +230,9 @@ def batch_at(
   order: np.ndarray,
   batch_size: int,
   seed: int,
+  parts: int | None = None,
 ) -> dict[str, Any]:
-  """Returns the batch of a step, [local devices, B / devices, ...].
+  """Returns the batch of a step, [parts, B / all parts, ...].
 
   A pure function: epochs are permutations of `order` drawn from (seed, epoch),
   laid end to end and cut into batches. Each process makes its own share.
@@ -242,6 +243,7 @@ def batch_at(
     order: rows to draw from; a row may stand there several times.
     batch_size: B, over all devices of all processes.
     seed: of the order.
+    parts: devices of this process that share it; by default all.
 
   Returns:
     The rows drawn, and 'slot' int32, the place of each in the global batch.
@@ -255,9 +257,9 @@ def batch_at(
     places = _permutation(seed, int(epoch), len(order))
     rows[here] = order[places[stream[here] % len(order)]]
   batch = {**examples_lib.take(arrays, rows), 'slot': slots.astype(np.int32)}
-  devices = jax.local_device_count()
+  parts = parts or jax.local_device_count()
   return jax.tree.map(
-    lambda a: a.reshape(devices, len(slots) // devices, *a.shape[1:]), batch
+    lambda a: a.reshape(parts, len(slots) // parts, *a.shape[1:]), batch
   )
 
 

@@ -105,7 +105,6 @@ def autoencoders(config: Any, *, channels: int, num_classes: int) -> Learners:
     augment=augment,
     segmentation_weight=config.segmentation_weight,
   )
-  _check_mixing(config)
   mask_task = tasks.mask_reconstruction(
     mask_model,
     num_classes=num_classes,
@@ -175,19 +174,6 @@ def _mapping_model(config):
     remat=config.mapping_remat,
     dtype=COMPUTE_DTYPES[config.compute_dtype],
   )
-
-
-def _check_mixing(config):
-  """Raises ValueError where each mask would be mixed with itself alone."""
-  parts = jax.device_count() * config.microbatches
-  batch = config.autoencoder_batch_size
-  if config.latent_mixing and batch < 2 * parts:
-    raise ValueError(
-      f'autoencoder_batch_size: expected at least {2 * parts}, two examples in '
-      f'each of {parts} parts (devices times microbatches), as latent_mixing '
-      f'mixes those of a part, found {batch}; raise it or set '
-      '--config.latent_mixing=0'
-    )
 
 
 def mapping(

@@ -8,19 +8,18 @@ clients' messages opened by each other's decoders shows by how much.
 
 import csv
 import pathlib
-from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
 
-from ppcmi_jax import hospital_data, tasks, training
+from ppcmi_jax import hospital_data, learners, tasks
 from ppcmi_jax import workdir as workdir_lib
 
 
 def load(
   config: Any,
   data: hospital_data.Data,
-  trainers: Mapping[str, training.Trainer],
+  autoencoders: learners.Learners,
 ) -> dict[str, tasks.Variables]:
   """Returns the variables that every client's autoencoders start from.
 
@@ -30,7 +29,7 @@ def load(
   Args:
     config: of the run, with `pretrained`.
     data: of the run.
-    trainers: {modality: of the autoencoder}.
+    autoencoders: whose variables are wanted.
 
   Returns:
     {modality: variables}, of those that the configuration names.
@@ -51,7 +50,7 @@ def load(
       )
     _check_unseen(field, path, config, data)
     try:
-      found[modality] = trainers[modality].restore(
+      found[modality] = getattr(autoencoders, modality).restore(
         data.sample(), path, warn=logging.warning, ended=False
       )
     except ValueError as error:

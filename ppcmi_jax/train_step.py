@@ -3,6 +3,7 @@
 The batch is shared among all devices; the state has no device axis.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -12,6 +13,8 @@ import optax
 
 from ppcmi_jax import examples as examples_lib
 from ppcmi_jax import processes, tasks
+
+Devices = Sequence[jax.Device]
 
 
 class TrainState(NamedTuple):
@@ -87,13 +90,17 @@ def copy(variables: tasks.Variables) -> tasks.Variables:
   return jax.tree.map(jnp.copy, variables)
 
 
-def replicate(state: TrainState) -> TrainState:
+def replicate(state: TrainState, devices: Devices | None = None) -> TrainState:
   """Places a state as the train step returns it, which costs nothing.
 
   A state that lies elsewhere, new, restored or changed between steps, makes XLA
   compile the step once more.
+
+  Args:
+    state: without a device axis.
+    devices: those of the step; by default all of all processes.
   """
-  mesh = jax.sharding.Mesh(np.array(jax.devices()), ('batch',))
+  mesh = jax.sharding.Mesh(np.array(devices or jax.devices()), ('batch',))
   everywhere = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
   if processes.count() == 1:
     return jax.device_put(state, everywhere)
@@ -110,27 +117,33 @@ def replicate(state: TrainState) -> TrainState:
   return jax.tree.map(place, state)
 
 
-def share(state: TrainState | None, like: TrainState) -> TrainState:
+def share(
+  state: TrainState | None, like: TrainState, devices: Devices
+) -> TrainState:
   """Places process 0's state, on all processes.
 
   Args:
     state: in process 0.
     like: its shapes and dtypes.
+    devices: those of the step.
   """
   if processes.count() > 1:
     if not processes.is_first():
       state = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), like)
     state = processes.broadcast(jax.device_get(state))
-  return replicate(state)
+  return replicate(state, devices)
 
 
 def make_train_step(
-  task: tasks.Task, tx: optax.GradientTransformation, microbatches: int = 1
+  task: tasks.Task,
+  tx: optax.GradientTransformation,
+  microbatches: int = 1,
+  devices: Devices | None = None,
 ):
   """Returns the pmapped step: (state, batch, key) -> state, metrics.
 
   A batch is [D, B/D, ...], D local devices. Gradients, metrics and batch
-  statistics are averaged over the axis 'batch', all devices of all processes;
+  statistics are averaged over the axis 'batch', all devices that share it;
   models normalise over it too (their axis_name).
 
   Args:
@@ -143,6 +156,7 @@ def make_train_step(
       its running statistics once a part, and a Dice term is that of a part.
       For accelerators: on CPUs XLA's convolutions in a loop take 20 times as
       long, and without the loop no memory is saved.
+    devices: that share a batch; by default all of all processes.
   """
 
   def grad_of(variables, batch, key):
@@ -192,6 +206,7 @@ def make_train_step(
     axis_name='batch',
     in_axes=(None, 0, None),
     out_axes=None,
+    devices=devices,
     donate_argnums=0,
   )
 

@@ -57,15 +57,8 @@ class Trainer:
     patience: int = 10,
     microbatches: int = 1,
   ):
-    parts = jax.device_count() * microbatches
-    if batch_size % parts:
-      several = f' times {microbatches} microbatches' * (microbatches > 1)
-      raise ValueError(
-        f'batch_size: expected a multiple of the {jax.device_count()} devices'
-        f'{several}, found {batch_size}'
-      )
     self._task, self._steps = task, steps
-    self._batch_size = batch_size
+    self._batch_size, self._microbatches = batch_size, microbatches
     self._eval_every, self._patience = min(eval_every, steps), patience
     self._tx = train_step.optimizer(
       learning_rate=learning_rate,
@@ -76,9 +69,13 @@ class Trainer:
     self._init = jax.jit(
       functools.partial(train_step.init_state, task, self._tx)
     )
-    self._train_step = train_step.make_train_step(task, self._tx, microbatches)
-    self._validation_loss = train_step.make_validation_loss(
-      task, batch_size // parts
+    self._train_step = functools.cache(
+      functools.partial(
+        train_step.make_train_step, task, self._tx, microbatches
+      )
+    )
+    self._validation_loss = functools.cache(
+      functools.partial(train_step.make_validation_loss, task)
     )
 
   def restore(
@@ -171,6 +168,8 @@ class Trainer:
     warn: Callable[[str], None] = print,
     order: np.ndarray | None = None,
     pretrained: tasks.Variables | None = None,
+    devices: train_step.Devices | None = None,
+    stopped: Callable[[], bool] = lambda: False,
   ) -> train_step.TrainState:
     """Trains from the last checkpoint, or from the start, to the end.
 
@@ -186,14 +185,22 @@ class Trainer:
       warn: called with a line for each damaged checkpoint.
       order: rows of `train` to draw from, with repeats; all once if None.
       pretrained: variables to start from; drawn from the seed if None.
+      devices: those that train; by default all of all processes.
+      stopped: asked before each step whether to end here, as if killed.
 
     Returns:
       The final state; `best_variables` are the ones to use.
 
     Raises:
+      ValueError: the devices and microbatches don't divide the batch.
       FloatingPointError: the loss is not finite; names the step.
     """
     clock = time.monotonic()
+    devices = tuple(devices or jax.devices())
+    parts = len(devices) * self._microbatches
+    check_batch_size(self._batch_size, len(devices), self._microbatches)
+    take_step = self._train_step(devices)
+    validation_loss = self._validation_loss(self._batch_size // parts)
     # The 'rbg' generator compiles in a tenth of the time of the default one.
     init_key = jax.random.key(seed, impl='rbg')
     step_key = jax.random.key(seed)
@@ -218,11 +225,16 @@ class Trainer:
         best_variables=train_step.copy(pretrained),
       )
 
-    state = train_step.share(processes.first(begin), like)
+    state = train_step.share(processes.first(begin), like, devices)
     losses, step, done, waited = [], int(state.step), self.is_done(state), 0.0
     batches = input_pipeline.ahead(
       lambda step: input_pipeline.batch_at(
-        train, step, order=order, batch_size=self._batch_size, seed=seed
+        train,
+        step,
+        order=order,
+        batch_size=self._batch_size,
+        seed=seed,
+        parts=len(devices) // processes.count(),
       ),
       range(step, self._steps),
     )
@@ -241,11 +253,11 @@ class Trainer:
           disable=not processes.is_first(),
         )
       )
-      while not done:
+      while not done and not stopped():
         start = time.monotonic()
         batch = next(batches)
         waited += time.monotonic() - start
-        state, metrics = self._train_step(state, batch, step_key)
+        state, metrics = take_step(state, batch, step_key)
         processes.settle(metrics)
         losses.append(metrics['loss'])
         bar.update()
@@ -253,7 +265,10 @@ class Trainer:
         if step % 20 == 0:
           bar.set_postfix({'loss': f'{float(losses[-1]):.4f}'}, refresh=False)
         if step % self._eval_every == 0 or step == self._steps:
-          state, row = self._validate(state, losses, valid, title, bar)
+          loss = validation_loss(state.variables, valid)
+          state, row = _note(state, losses, loss, title)
+          bar.set_postfix({k: f'{v:.4f}' for k, v in row.items()})
+          state = train_step.replicate(state, devices)
           losses, seconds = [], time.monotonic() - clock
           clock += seconds
           row |= {'seconds': seconds, 'waited': waited}
@@ -265,32 +280,47 @@ class Trainer:
           done = self.is_done(state)
     return state
 
-  def _validate(
-    self, state, losses, valid, title, bar
-  ) -> tuple[train_step.TrainState, dict[str, float]]:
-    step = int(state.step)
-    losses = np.array(jax.device_get(losses))
-    if not np.all(np.isfinite(losses)):
-      first = step - len(losses) + int(np.argmin(np.isfinite(losses))) + 1
-      raise FloatingPointError(
-        f'{title}: the loss is not finite at step {first}; lower the learning '
-        'rate or look for NaN in the data, then start again: training '
-        'continues from the last checkpoint'
-      )
-    valid_loss = self._validation_loss(state.variables, valid)
-    if not math.isfinite(valid_loss):
-      raise FloatingPointError(
-        f'{title}: the validation loss is not finite at step {step}'
-      )
-    row = {'loss': float(np.mean(losses)), 'valid_loss': valid_loss}
-    bar.set_postfix({k: f'{v:.4f}' for k, v in row.items()})
-    if valid_loss < float(state.best_loss):
-      state = state._replace(
-        best_variables=train_step.copy(state.variables),
-        best_loss=np.float32(valid_loss),
-        best_step=np.int32(step),
-      )
-    return train_step.replicate(state), row
+
+def check_batch_size(
+  batch_size: int,
+  num_devices: int,
+  microbatches: int = 1,
+  *,
+  name: str = 'batch_size',
+) -> None:
+  """Raises ValueError, with a name, unless a batch is shared out equally."""
+  if batch_size % (num_devices * microbatches):
+    several = f' times {microbatches} microbatches' * (microbatches > 1)
+    raise ValueError(
+      f'{name}: expected a multiple of the {num_devices} devices{several}, '
+      f'found {batch_size}'
+    )
+
+
+def _note(
+  state, losses, valid_loss, title
+) -> tuple[train_step.TrainState, dict[str, float]]:
+  """Returns the state with its best variables, and what there is to log."""
+  step = int(state.step)
+  losses = np.array(jax.device_get(losses))
+  if not np.all(np.isfinite(losses)):
+    first = step - len(losses) + int(np.argmin(np.isfinite(losses))) + 1
+    raise FloatingPointError(
+      f'{title}: the loss is not finite at step {first}; lower the learning '
+      'rate or look for NaN in the data, then start again: training '
+      'continues from the last checkpoint'
+    )
+  if not math.isfinite(valid_loss):
+    raise FloatingPointError(
+      f'{title}: the validation loss is not finite at step {step}'
+    )
+  if valid_loss < float(state.best_loss):
+    state = state._replace(
+      best_variables=train_step.copy(state.variables),
+      best_loss=np.float32(valid_loss),
+      best_step=np.int32(step),
+    )
+  return state, {'loss': float(np.mean(losses)), 'valid_loss': valid_loss}
 
 
 def _check_same_network(variables, expected):

@@ -23,14 +23,14 @@ FLOORS = {
   'intervals profiling workdir processes examples '
   'content_groups official_draws tables standardisation',
   1: 'checkpoints command keyring wire models datasets official_metrics '
-  'splits partitions privacy_guarantee sensitivity',
+  'splits partitions privacy_guarantee sensitivity side_by_side',
   2: 'client server keyed_channel sealed key_store input_pipeline official '
   'score_table',
   3: 'tasks hospital_data contributions',
   4: 'train_step evaluators figures private_training',
   5: 'training',
-  6: 'learners attacks pretraining',
-  7: 'enrolment exposure config_checks',
+  6: 'learners attacks',
+  7: 'enrolment exposure config_checks pretraining',
   8: 'hospitals privacy server_training',
   9: 'collaboration',
   10: 'cross_client conversion payload',

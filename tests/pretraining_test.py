@@ -39,9 +39,7 @@ def autoencoders_of(config, data):
 
 
 def load(config, data):
-  autoencoders = autoencoders_of(config, data)
-  trainers = {'image': autoencoders.image, 'mask': autoencoders.mask}
-  return pretraining.load(config, data, trainers)
+  return pretraining.load(config, data, autoencoders_of(config, data))
 
 
 def other_data_of(data):

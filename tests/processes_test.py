@@ -12,9 +12,9 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 import scripts
-import training_test
 
-from ppcmi_jax import collaboration, command, processes
+from configs import smoke
+from ppcmi_jax import collaboration, command, config_checks, processes
 
 # What compiles in seconds: a U-Net of one level, or a single client.
 CONFIG = """
@@ -198,8 +198,11 @@ def test_flags_that_do_not_go_together(arguments, words):
 
 def test_a_batch_that_devices_cannot_share(monkeypatch):
   monkeypatch.setattr(jax, 'device_count', lambda: 3)
-  with pytest.raises(ValueError, match='a multiple of the 3 devices, found 4'):
-    training_test.trainer(batch_size=4)
+  config = smoke.get_config()
+  with pytest.raises(
+    ValueError, match=r'mapping_batch_size: .* of the 3 devices, found 4'
+  ):
+    config_checks.check_networks(config)
 
 
 def test_one_process_is_the_call_itself():

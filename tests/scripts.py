@@ -14,13 +14,18 @@ def xla_flags(devices: int) -> str:
   return f'{ours} --xla_force_host_platform_device_count={devices}'
 
 
+def environment(**variables):
+  """Returns this process' environment with some variables of its own."""
+  fixed = {'JAX_PLATFORMS': 'cpu', 'PYTHONWARNINGS': 'ignore'}
+  return os.environ | fixed | variables
+
+
 def start(*arguments, folder=ROOT, **variables):
   """Starts python with arguments, and some variables of its environment."""
-  fixed = {'JAX_PLATFORMS': 'cpu', 'PYTHONWARNINGS': 'ignore'}
   return subprocess.Popen(
     [sys.executable, *map(str, arguments)],
     cwd=folder,
-    env=os.environ | fixed | variables,
+    env=environment(**variables),
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,

@@ -1,7 +1,6 @@
 """The pmapped step on one and on four devices; the loop's duties."""
 
 import functools
-import os
 import subprocess
 import sys
 import time
@@ -174,13 +173,9 @@ def test_what_four_devices_saved_one_restores(tmp_path):
 
 
 def run_on_devices(count, code):
-  environment = os.environ | {
-    'XLA_FLAGS': scripts.xla_flags(count),
-    'JAX_PLATFORMS': 'cpu',
-  }
   result = subprocess.run(
     [sys.executable, '-c', code],
-    env=environment,
+    env=scripts.environment(XLA_FLAGS=scripts.xla_flags(count)),
     capture_output=True,
     text=True,
   )
@@ -288,9 +283,19 @@ def test_each_part_of_a_batch_is_normalised_by_itself():
   )
 
 
-def test_parts_that_a_batch_does_not_have_are_refused():
+def test_parts_that_a_batch_does_not_have_are_refused(tmp_path):
   with pytest.raises(ValueError, match='1 devices times 3 microbatches'):
-    trainer(microbatches=3)
+    trainer(microbatches=3).fit(arrays(), arrays(), seed=0, directory=tmp_path)
+
+
+def test_training_can_be_stopped_and_goes_on(tmp_path):
+  answers = iter([False, False, True])
+  fit = functools.partial(trainer(eval_every=1).fit, arrays(), arrays(), seed=0)
+  state = fit(directory=tmp_path / 'a', stopped=lambda: next(answers))
+  assert int(state.step) == 2
+  state = fit(directory=tmp_path / 'a')
+  whole = fit(directory=tmp_path / 'b')
+  jax.tree.map(np.testing.assert_array_equal, state, whole)
 
 
 def test_the_step_is_compiled_once(tmp_path, caplog):

@@ -48,8 +48,8 @@ def build(
     'client and structure. parameters, GFLOP: of a query. ms: median of a '
     'query of batch 1. KiB sent: of a query,\none way. steps x batch: of the '
     'image and the mask autoencoder of each client, and of the mapping '
-    'network; or of the\nbaseline. minutes: of training, less what was copied '
-    'from an earlier variant.'
+    'network; or of the\nbaseline. minutes: of its trainings, added up where '
+    'they went side by side, less what was copied from an\nearlier variant.'
     + any('epsilon' in results for results in done.values())
     * (
       '\nepsilon: of (epsilon, delta)-differential privacy for one training '
