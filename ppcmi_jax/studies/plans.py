@@ -33,8 +33,14 @@ def ablation(get_config: GetConfig, base: Any) -> list[Variant]:
   _check_private(base, 'ablation')
   changes = {
     'all parts': {},
+    # These share their autoencoders with it.
     'no protection': {'protection': 'none', 'wire_dtype': 'float16'},
-    'no skips': {'skips': False},
+    'int4 wire': {'wire_dtype': 'int4'},
+    'float16 wire': {'wire_dtype': 'float16'},
+    'float32 wire': {'wire_dtype': 'float32'},
+    'no augmented contributions': {'copies': 0},
+    'all errors of latents alike': {'sensitivity': False},
+    'latents not standardised': {'standardise': False},
     'published mapping network': {
       'mapping': 'mapping',
       'mapping_options': {'width': 0.25},
@@ -43,17 +49,14 @@ def ablation(get_config: GetConfig, base: Any) -> list[Variant]:
       'mapping': 'mapping',
       'mapping_options': {'width': 0.25, 'pooling': 'none'},
     },
-    'image encoders as published': {'image_blocks': 0},
-    'image encoders that need not segment': {'segmentation_weight': 0.0},
-    'bilinear decoders': {'upsampling': 'bilinear'},
+    # These one of a client's two.
     'no noise on mask latents': {'latent_noise': 0.0},
     'no mixing of mask latents': {'latent_mixing': 0.0},
-    'all errors of latents alike': {'sensitivity': False},
-    'latents not standardised': {'standardise': False},
-    'no augmented contributions': {'copies': 0},
-    'int4 wire': {'wire_dtype': 'int4'},
-    'float16 wire': {'wire_dtype': 'float16'},
-    'float32 wire': {'wire_dtype': 'float32'},
+    'image encoders as published': {'image_blocks': 0},
+    'image encoders that need not segment': {'segmentation_weight': 0.0},
+    # And these none.
+    'bilinear decoders': {'upsampling': 'bilinear'},
+    'no skips': {'skips': False},
   }
   return [
     Variant(name, changed(base, **fields)) for name, fields in changes.items()
