@@ -67,6 +67,9 @@ def test_all_experiments_losses_and_attacks(patch, monkeypatch, capsys):
   # A constant loss says nothing.
   assert losses['mask']['threshold']['auc'] == pytest.approx(0.5)
   assert scores['num_members'] + scores['num_non_members'] == 4 * 24
+  # Many draws, each with a chance of its own to stray.
+  control = found['experiments']['shuffled']['all']['lira_online']
+  assert control['num_members'] == 20 * scores['num_members']
   assert any('4 networks only' in line for line in found['notes'])
   assert 'membership, overfit: network 4/4' in capsys.readouterr().out
 

@@ -8,7 +8,8 @@ are smaller, see half of the cases, and know no DP-SGD. Three experiments:
 
   mapping   as above
   overfit   positive control: no copies, no dropout, few subjects, long
-  shuffled  negative control: the losses of `mapping`, memberships drawn anew
+  shuffled  negative control: the losses of `mapping`, memberships drawn anew,
+            twenty times, as one draw of so few subjects strays by chance
 
 Losses are of the cases themselves, not of copies: those of latents, of each
 scale and of all, in standard deviations of a channel, and the cross-entropy of
@@ -41,6 +42,7 @@ from ppcmi_jax.privacy import visits
 NUM_MODELS = 16
 MOST_STEPS = 600
 OVERFIT_SUBJECTS, OVERFIT_STEPS = 24, 300
+SHUFFLES = 20
 # Of each network: what makes it small.
 SMALL = {
   'mapping': {'width': 0.1},
@@ -121,10 +123,13 @@ def membership(
   ):
     member = attacks.halves(data.subject, num_models=num_models, seed=0)
     losses = _losses(config, decode, data, member, length, options, experiment)
-    result[experiment] = _attack(losses, member, data.subject)
+    result[experiment] = _attack(losses, [member], data.subject)
     if experiment == 'mapping':
-      other = attacks.halves(subject, num_models=num_models, seed=1)
-      result['shuffled'] = _attack(losses, other, subject)
+      others = [
+        attacks.halves(subject, num_models=num_models, seed=1 + i)
+        for i in range(SHUFFLES)
+      ]
+      result['shuffled'] = _attack(losses, others, subject)
   notes = {
     line
     for by_attack in result['mapping'].values()
@@ -281,12 +286,13 @@ def _losses(config, decode, data, member, steps, options, title):
   }
 
 
-def _attack(losses, member, subject):
-  result = {}
+def _attack(losses, members, subject):
+  """Returns {loss: {attack: its figures}}, pooled over some memberships."""
+  result, member = {}, np.concatenate(members)
   for name, values in losses.items():
     result[name] = {}
     for attack, function in attacks.ATTACKS.items():
-      scores = function(values, member)
+      scores = np.concatenate([function(values, one) for one in members])
       found = attacks.evaluate(scores, member, subject=subject, num_draws=300)
       result[name][attack] = {
         **{
