@@ -22,6 +22,7 @@ from ppcmi_jax import (
 from ppcmi_jax import workdir as workdir_lib
 from ppcmi_jax.keyring import epochs
 from ppcmi_jax.privacy import campaign
+from ppcmi_jax.privacy import setting as settings
 
 CLIENTS = ('1', '2', '3')
 
@@ -407,6 +408,14 @@ def test_attacks_are_shown_in_the_report(
   shutil.copytree(trained[0], workdir)
 
   def privacy(config, run, folder):
+    setting = settings.build(config, run)
+    others = setting.groups['others']
+    public = setting.public()['b']
+    np.testing.assert_allclose(
+      public[: len(others)], setting.latents['b'][others], atol=1e-5
+    )
+    # Then copies, as messages have them: here more than a campaign takes.
+    assert len(setting.groups['copies']) > 0 and len(public) == 1000
     some = {'known_plaintext_1': campaign.ATTACKS['known_plaintext_1']}
     options = {'protections': ('klt', 'sealed'), 'server_scales': ()}
     return campaign.privacy(config, run, folder=folder, attacks=some, **options)

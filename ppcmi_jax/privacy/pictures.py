@@ -75,15 +75,15 @@ def ciphertext(setting, protection):
   """Opens the targets from messages and the latents of public images.
 
   A secret of one message is fitted to that message alone, and without facets,
-  which no single message of few positions has.
+  which no single message of few positions has; a query, so to originals alone.
   """
-  public = setting.groups['others']
-  if not len(public):
+  public = setting.public()
+  if not public:
     return cells.missing('no other client has public images'), None
   seen = setting.seen(protection)
-  public = examples.take(setting.latents, public)
   target = setting.groups['target']
   if protection == 'klt, fresh keys':
+    public = examples.take(setting.latents, setting.groups['others'])
     parts = []
     for row in target:
       one = examples.take(seen, [row])

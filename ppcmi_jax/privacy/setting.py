@@ -14,7 +14,9 @@ part, as each attack says.
 Pairs (`known`) come from own, then from others, sent through the victim's
 account, then from copies, up to 1000. Messages without their images
 (`intercepted`) are those of target, own and copies. Where a data set is split
-within subjects, a target may show a subject that the attacker knows.
+within subjects, a target may show a subject that the attacker knows. Who has
+the encoder makes copies of others' images, too (`public`): with as many as the
+messages have, it compares like with like.
 
 Axes: M messages, H height, W width, C channels, h, w sides of a latent.
 """
@@ -57,6 +59,8 @@ class Setting(NamedTuple):
     seed: of the secret of the static transform.
     decode, own_decode: latents -> float32 images in [0, 1], of the victim's and
       of the accomplice's decoder.
+    public: () -> {scale: float32 [., h, w, C]}, latents of others and of copies
+      of them, in the share that messages have.
     visits: () -> (Visits, their latents).
   """
 
@@ -75,6 +79,7 @@ class Setting(NamedTuple):
   seed: int
   decode: Callable[[Latents], np.ndarray]
   own_decode: Callable[[Latents], np.ndarray]
+  public: Callable[[], Latents]
   visits: Callable[[], tuple[visits_lib.Visits, Latents]]
 
   def known(self, most: int = MAX_KNOWN) -> np.ndarray:
@@ -127,12 +132,9 @@ def build(config: Any, run: Any, *, seed: int = 0) -> Setting:
   parts = {name: part for name, part in parts.items() if part}
   image, mask, subject = parts['own']
   room = most - len(image) - len(parts.get('others', [[]])[0])
-  rows = np.arange(max(room, 0) if config.augment else 0) % len(image)
+  rows, *copies = _copies(config, image, mask, room, seed=seed)
   if len(rows):
-    parts['copies'] = (
-      *visits_lib.augmented(config, image[rows], mask[rows], seed=seed),
-      subject[rows],
-    )
+    parts['copies'] = (*copies, subject[rows])
   ends = np.cumsum([len(part[0]) for part in parts.values()])
   groups = dict.fromkeys(('own', 'others', 'target', 'copies'), np.arange(0))
   groups |= zip(parts, np.split(np.arange(ends[-1]), ends[:-1]))
@@ -150,6 +152,19 @@ def build(config: Any, run: Any, *, seed: int = 0) -> Setting:
   @functools.cache
   def seen(protection):
     return protect(protection, latents)
+
+  @functools.cache
+  def public():
+    others = groups['others']
+    if not len(others):
+      return {}
+    messages = len(groups['target']) + len(groups['own'])
+    share = len(groups['copies']) / messages  # of copies to one original
+    room = min(round(share * len(others)), most - len(others))
+    _, copies, _ = _copies(
+      config, image[others], mask[others], room, seed=seed + 2
+    )
+    return encode(np.concatenate([image[others], copies]))
 
   @functools.cache
   def visits():
@@ -172,8 +187,17 @@ def build(config: Any, run: Any, *, seed: int = 0) -> Setting:
     seed=seed,
     decode=_decoder(model, run.hospitals[victim].state.image),
     own_decode=_decoder(model, run.hospitals[client].state.image),
+    public=public,
     visits=visits,
   )
+
+
+def _copies(config, image, mask, room, *, seed):
+  """Returns (row of each, images, masks) of augmented copies in turn."""
+  rows = np.arange(max(room, 0) if config.augment else 0) % len(image)
+  if not len(rows):
+    return rows, image[:0], mask[:0]
+  return rows, *visits_lib.augmented(config, image[rows], mask[rows], seed=seed)
 
 
 def _dtypes(config):
