@@ -124,7 +124,7 @@ def outlined(same_encoder: bool) -> pictures.Attack:
     rows = setting.intercepted if protection == 'klt' else target
     messages = examples.take(seen, rows)
     if protection == 'klt' and same_encoder:
-      messages = _in_order(messages, known)
+      messages = _in_order(messages, setting.public())
     guess = found.predict(messages)[: len(target)]
     prior = np.broadcast_to(found.prior, guess.shape)
     value, trivial = (
@@ -141,9 +141,9 @@ def outlined(same_encoder: bool) -> pictures.Attack:
   return attack
 
 
-def _in_order(messages, known):
+def _in_order(messages, public):
   """Puts positions where latents of the same encoder have their like."""
-  fits = ciphertext_only.fit(messages, known, max_programs=0)
+  fits = ciphertext_only.fit(messages, public, max_programs=0)
   return {
     name: position_order.apply(w, np.argsort(fits[name].order))
     for name, w in messages.items()
