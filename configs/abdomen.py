@@ -113,7 +113,8 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.latent_mixing = 0.5
   config.sensitivity = True  # mask latents in units of the decoder's
   config.protection = 'sealed'
-  config.wire_dtype = 'int8'  # 'float16' or wider where latents are not mixed
+  # 'int4' halves messages; 'float16' or wider where latents are not mixed.
+  config.wire_dtype = 'int8'
   config.copies = 24  # augmented contributions of each pair, beside itself
   config.mapping = 'fused_mapping'
   config.mapping_options = {'widths': (96, 160, 256)}
