@@ -89,6 +89,8 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
 
   if method in SMALL_BASELINES:
     config.pooled = True  # False: each client alone
+    # RUN/checkpoints/segmentation, or ..._CLIENT, to start from.
+    config.pretrained = {'segmentation': ''}
     config.baseline_options = SMALL_BASELINES[method]
     config.baseline_batch_size = 8
     config.baseline_learning_rate = 3e-3

@@ -120,6 +120,7 @@ def train(config: Any, path: str | pathlib.Path) -> None:
 
 def _train_baseline(config, workdir, data):
   _, trainer = learners.baseline(config, num_classes=data.num_classes)
+  pretrained = _pretrained(config, data, {'segmentation': trainer})
 
   def fit(devices, stopped, task, names):
     pooled = {
@@ -148,6 +149,7 @@ def _train_baseline(config, workdir, data):
       log=workdir.log,
       warn=logging.warning,
       order=order['train'],
+      pretrained=pretrained.get('segmentation'),
       devices=devices,
       stopped=stopped,
     )
@@ -159,6 +161,12 @@ def _train_baseline(config, workdir, data):
     ],
     at_once=1 if config.pooled else config.side_by_side,
   )
+
+
+def _pretrained(config, data, trainers):
+  """Returns {network: variables to start from}, in process 0; {} elsewhere."""
+  load = lambda: pretraining.load(config, data, trainers)
+  return processes.first(load) or {}
 
 
 def _baseline_groups(config, data) -> dict[str, list[str]]:
@@ -180,9 +188,8 @@ def _train_ppcmi_sf(config, workdir, data):
   autoencoders = learners.autoencoders(
     config, channels=data.channels, num_classes=data.num_classes
   )
-  pretrained = processes.first(
-    lambda: pretraining.load(config, data, autoencoders)
-  )
+  trainers = {'image': autoencoders.image, 'mask': autoencoders.mask}
+  pretrained = _pretrained(config, data, trainers)
   processes.first(lambda: enrolment.enrol(config, workdir, names))
   # Modalities in turn: two that begin together compile different programs.
   networks = list(itertools.product(names, client_lib.MODALITIES))
@@ -190,7 +197,7 @@ def _train_ppcmi_sf(config, workdir, data):
 
   def fit(devices, stopped, number):
     name, modality = networks[number]
-    getattr(autoencoders, modality).fit(
+    trainers[modality].fit(
       data.hospitals[name]['train'].arrays(),
       data.hospitals[name]['valid'].arrays(),
       seed=config.seed,
@@ -198,7 +205,7 @@ def _train_ppcmi_sf(config, workdir, data):
       title=f'{number + 1}/{count} {modality} autoencoder, client {name}',
       log=workdir.log,
       warn=logging.warning,
-      pretrained=pretrained.get(modality) if pretrained else None,
+      pretrained=pretrained.get(modality),
       devices=devices,
       stopped=stopped,
     )

@@ -98,14 +98,24 @@ def check(config: Any) -> None:
     _check_augment(config.augment)
     if config.method in learners.BASELINES:
       _check_numbers(config, _BASELINE_NUMBERS)
+      _check_pretrained(config, 'segmentation')
     else:
       _check_private(config)
   except (AttributeError, KeyError) as error:
     raise ValueError(f'configuration: a field is missing: {error}') from None
 
 
+def _check_pretrained(config, *names):
+  if set(config.pretrained) != set(names):
+    raise ValueError(
+      f"pretrained: expected a folder or '' for {' and for '.join(names)}, "
+      f'found {dict(config.pretrained)}'
+    )
+
+
 def _check_private(config):
   _check_numbers(config, _PRIVATE_NUMBERS)
+  _check_pretrained(config, 'image', 'mask')
   _check_choice(config, 'protection', learners.WIRE_DTYPES)
   _check_choice(config, 'mapping', learners.MAPPINGS)
   _check_choice(
@@ -115,11 +125,6 @@ def _check_private(config):
     f' with protection {config.protection}',
   )
   _check_choice(config, 'upsampling', ('bilinear', 'shuffle'))
-  if sorted(config.pretrained) != ['image', 'mask']:
-    raise ValueError(
-      "pretrained: expected a folder or '' for image and for mask, found "
-      f'{dict(config.pretrained)}'
-    )
   if len(config.autoencoder_widths) != 5:
     raise ValueError(
       'autoencoder_widths: expected 5 stages, found '

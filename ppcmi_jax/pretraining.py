@@ -1,4 +1,4 @@
-"""Autoencoders that start from those of another run.
+"""Networks that start from those of another run.
 
 A hospital with few cases is helped by a network that public or synthetic images
 taught already. What it saw must not be tested on, and whoever else has it is
@@ -8,20 +8,21 @@ clients' messages opened by each other's decoders shows by how much.
 
 import csv
 import pathlib
+from collections.abc import Mapping
 from typing import Any
 
 from absl import logging
 
-from ppcmi_jax import hospital_data, learners, tasks
+from ppcmi_jax import hospital_data, tasks, training
 from ppcmi_jax import workdir as workdir_lib
 
 
 def load(
   config: Any,
   data: hospital_data.Data,
-  autoencoders: learners.Learners,
+  trainers: Mapping[str, training.Trainer],
 ) -> dict[str, tasks.Variables]:
-  """Returns the variables that every client's autoencoders start from.
+  """Returns the variables that networks start from.
 
   Logs a warning where checkpoints are not in the workdir of a run, which would
   say what they were trained on.
@@ -29,28 +30,28 @@ def load(
   Args:
     config: of the run, with `pretrained`.
     data: of the run.
-    autoencoders: whose variables are wanted.
+    trainers: {name: of a network}; names as `pretrained` has them.
 
   Returns:
-    {modality: variables}, of those that the configuration names.
+    {name: variables}, of those for which the configuration has checkpoints.
 
   Raises:
     ValueError: there is no whole checkpoint of the network, or it saw what is
       tested here.
   """
   found = {}
-  for modality, directory in config.pretrained.items():
+  for name, directory in config.pretrained.items():
     if not directory:
       continue
-    field, path = f'pretrained.{modality}', pathlib.Path(directory).absolute()
+    field, path = f'pretrained.{name}', pathlib.Path(directory).absolute()
     if not path.is_dir():
       raise ValueError(
         f'{field}: expected a folder of checkpoints, such as '
-        f'RUN/checkpoints/{modality}_CLIENT, found none at {directory}'
+        f'RUN/checkpoints/{name}_CLIENT, found none at {directory}'
       )
     _check_unseen(field, path, config, data)
     try:
-      found[modality] = getattr(autoencoders, modality).restore(
+      found[name] = trainers[name].restore(
         data.sample(), path, warn=logging.warning, ended=False
       )
     except ValueError as error:

@@ -8,7 +8,13 @@ import numpy as np
 import pytest
 
 from configs import smoke
-from ppcmi_jax import hospital_data, learners, pretraining, workdir
+from ppcmi_jax import (
+  collaboration,
+  hospital_data,
+  learners,
+  pretraining,
+  workdir,
+)
 
 
 @pytest.fixture(scope='module')
@@ -39,7 +45,9 @@ def autoencoders_of(config, data):
 
 
 def load(config, data):
-  return pretraining.load(config, data, autoencoders_of(config, data))
+  autoencoders = autoencoders_of(config, data)
+  trainers = {'image': autoencoders.image, 'mask': autoencoders.mask}
+  return pretraining.load(config, data, trainers)
 
 
 def other_data_of(data):
@@ -74,6 +82,23 @@ def test_other_data_may_have_the_same_names(other):
   config = config_of('', run.checkpoints('image_1'))
   config.dataset_options.seed = 1
   assert load(config, other_data_of(data))
+
+
+def test_a_baseline_starts_from_another(tmp_path):
+  config = smoke.get_config('unet')
+  config.data_dir, config.baseline_steps = str(tmp_path / 'data'), 1
+  config.baseline_options.depth = 1
+  learnt = []
+  for name in ('first', 'second'):
+    collaboration.train(config, tmp_path / name)
+    run = collaboration.restore(config, tmp_path / name)
+    learnt.append(run.networks['unet'][1]['params'])
+    folder = tmp_path / name / 'checkpoints' / 'segmentation'
+    config.pretrained.segmentation = str(folder)
+    config.baseline_learning_rate = 1e-9
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *learnt
+  )
 
 
 def test_no_folder_is_an_error(other):

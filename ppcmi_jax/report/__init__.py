@@ -141,9 +141,6 @@ def _summary(config, run, results) -> list[Any]:
       'Images, masks and autoencoders stayed with the clients; latents '
       'crossed. The server holds the keys and sees latents.'
     )
-    started = [f'{k} from {v}' for k, v in config.pretrained.items() if v]
-    if started:
-      parts.append(f'Autoencoders started trained: {", ".join(started)}.')
     if run.guarantee:
       text = f'The mapping network is {run.guarantee}.'
       parts.append(page.note(text, label='Differential privacy'))
@@ -155,6 +152,9 @@ def _summary(config, run, results) -> list[Any]:
         warning=config.pooled,
       )
     )
+  started = [f'{k} from {v}' for k, v in config.pretrained.items() if v]
+  if started:
+    parts.append(f'Networks started trained: {", ".join(started)}.')
   for name, parts_of in results.get('segmentation', {}).items():
     if name in run.hospitals:
       train = parts_of['ceiling_train']
