@@ -1,8 +1,8 @@
 """All tests, and the scripts that they start, share what XLA compiles.
 
-It is compiled in a sixth of the time, without LLVM's optimisations and by XLA's
-older emitters: what must hold to the bit with users' settings, too, is tested
-by `sealed_processes_test`.
+It is compiled without LLVM's optimisations and by XLA's older emitters, an
+autoencoder's training step in 1.4 s for 8.4: what must hold to the bit with
+users' settings, too, is tested by `sealed_processes_test`.
 """
 
 import importlib.metadata
