@@ -82,7 +82,6 @@ def check_networks(config: Any) -> None:
   if config.method in learners.BASELINES:
     _try_baseline(config)
   else:
-    _check_mixing(config)
     _try_private(config)
 
 
@@ -228,10 +227,10 @@ def _check_batch(config, field, num_devices):
   )
 
 
-def _check_mixing(config):
+def _check_mixing(config, num_devices):
   """Raises ValueError where each mask would be mixed with itself alone."""
-  devices = len(side_by_side.groups(config.side_by_side)[0])
-  parts, batch = devices * config.microbatches, config.autoencoder_batch_size
+  parts = num_devices * config.microbatches
+  batch = config.autoencoder_batch_size
   if config.latent_mixing and batch < 2 * parts:
     raise ValueError(
       f'autoencoder_batch_size: expected at least {2 * parts}, two examples in '
@@ -251,6 +250,7 @@ def _try_baseline(config):
 
 def _try_private(config):
   devices = len(side_by_side.groups(config.side_by_side)[0])
+  _check_mixing(config, devices)
   _check_batch(config, 'autoencoder_batch_size', devices)
   _check_batch(config, 'mapping_batch_size', jax.device_count())
   built = learners.autoencoders(

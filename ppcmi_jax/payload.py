@@ -36,7 +36,7 @@ import numpy as np
 
 from ppcmi_jax import examples as examples_lib
 from ppcmi_jax import metrics, score_table, tables
-from ppcmi_jax.sealed import chacha, envelope, mixing
+from ppcmi_jax.sealed import chacha, envelope, masking, mixing
 
 Latents = Mapping[str, np.ndarray]
 # latents [M, ...] -> the same as they arrive, and bytes [M] of what is sent.
@@ -45,7 +45,7 @@ Rounding = Callable[[Latents], tuple[dict[str, np.ndarray], np.ndarray]]
 # Spacing of 2^b levels for a Gaussian of unit variance (Max 1960, table II; 8
 # bits by the same condition).
 SPACINGS = {
-  8: 0.0308, 6: 0.1041, 5: 0.1881, 4: 0.3352, 3: 0.5860, 2: 0.9957,
+  8: 0.0308, 6: 0.1041, 5: 0.1881, 4: masking.SPACING, 3: 0.5860, 2: 0.9957,
 }  # fmt: skip
 STEPS = (0.25, 0.5, 1.0, 1.5, 2.0)
 FALL = 0.005  # of mean Dice, that the smallest payload may cost

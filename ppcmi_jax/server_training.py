@@ -20,6 +20,7 @@ from ppcmi_jax import (
   private_training,
   processes,
   standardisation,
+  wire,
 )
 from ppcmi_jax import (
   examples as examples_lib,
@@ -96,7 +97,7 @@ def _read(config, workdir, names, latents):
   channel = enrolment.server_channel(config, workdir, names, latents)
   # As precise as what was sent; integers are none once they are unmixed.
   sent = config.wire_dtype
-  dtype = 'float16' if sent.startswith('int') else sent
+  dtype = sent if sent in wire.DTYPES else 'float16'
   found = {
     split: server_lib.read_contributions(
       [

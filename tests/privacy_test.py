@@ -63,7 +63,7 @@ def make_setting(others=10):
     seed=0,
     decode=decode,
     own_decode=decode,
-    public=lambda: {k: z[:others] for k, z in latents.items() if others},
+    public=lambda: {name: z[:others] for name, z in latents.items()},
     visits=lambda: (
       visits.Visits(visited[..., None], patient.astype(str), 'synthetic'),
       visited_latents,
@@ -180,7 +180,7 @@ def test_the_seed_of_a_message_stands_out():
 def test_what_needs_another_client_is_not_measurable_without():
   setting = make_setting()._replace(accomplice='')
   groups = {**setting.groups, 'others': np.arange(0)}
-  setting = setting._replace(groups=groups, public=dict)
+  setting = setting._replace(groups=groups)
   for attack in (
     pictures.ciphertext,
     pictures.stitched(1),

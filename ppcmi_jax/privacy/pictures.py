@@ -77,13 +77,13 @@ def ciphertext(setting, protection):
   A secret of one message is fitted to that message alone, and without facets,
   which no single message of few positions has; a query, so to originals alone.
   """
-  public = setting.public()
-  if not public:
+  others = setting.groups['others']
+  if not len(others):
     return cells.missing('no other client has public images'), None
   seen = setting.seen(protection)
   target = setting.groups['target']
   if protection == 'klt, fresh keys':
-    public = examples.take(setting.latents, setting.groups['others'])
+    public = examples.take(setting.latents, others)
     parts = []
     for row in target:
       one = examples.take(seen, [row])
@@ -97,7 +97,7 @@ def ciphertext(setting, protection):
     rows = setting.intercepted
     fits = ciphertext_only.fit(
       examples.take(seen, rows),
-      public,
+      setting.public(),
       permuted=protection != 'none',
       tolerance=TOLERANCE,
       max_programs=MAX_PROGRAMS,

@@ -60,7 +60,7 @@ class Setting(NamedTuple):
     decode, own_decode: latents -> float32 images in [0, 1], of the victim's and
       of the accomplice's decoder.
     public: () -> {scale: float32 [., h, w, C]}, latents of others and of copies
-      of them, in the share that messages have.
+      of them, in the share that messages have; where there are others.
     visits: () -> (Visits, their latents).
   """
 
@@ -156,8 +156,6 @@ def build(config: Any, run: Any, *, seed: int = 0) -> Setting:
   @functools.cache
   def public():
     others = groups['others']
-    if not len(others):
-      return {}
     messages = len(groups['target']) + len(groups['own'])
     share = len(groups['copies']) / messages  # of copies to one original
     room = min(round(share * len(others)), most - len(others))

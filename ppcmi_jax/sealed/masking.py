@@ -65,7 +65,7 @@ DTYPES = {
   'int8': np.dtype(np.int8),
   'int4': np.dtype(np.int8),
 }
-_SPACING = 0.3352  # of 16 levels, over the root of the mean square
+SPACING = 0.3352  # of int4's levels, over the root of the mean square
 
 _error = functools.partial(
   envelope.error, todo='use what belongs to this message'
@@ -202,7 +202,7 @@ def quantise(x: jax.Array, dtype: str) -> tuple[jax.Array, jax.Array]:
     if dtype == 'int4':
       shares = x / _divisor(largest, x.ndim)  # whose squares are no extremes
       rms = jnp.sqrt(jnp.mean(jnp.square(shares), axis=axes))
-      scale = largest * (_SPACING * rms)
+      scale = largest * (SPACING * rms)
     finite = jnp.isfinite(scale)
     x = jnp.nan_to_num(x / _divisor(scale, x.ndim))
     if dtype == 'int4':
