@@ -8,36 +8,26 @@ clients and server back. All of it resumes wherever it stopped.
 
 import contextlib
 import functools
-import itertools
 import pathlib
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
-import numpy as np
 from absl import logging
 
 from ppcmi_jax import (
-  client as client_lib,
-)
-from ppcmi_jax import (
+  client_training,
   config_checks,
   contributions,
   enrolment,
   hospital_data,
   hospitals,
   images,
-  input_pipeline,
   learners,
-  pretraining,
   privacy_guarantee,
   processes,
   server_training,
-  side_by_side,
   standardisation,
-)
-from ppcmi_jax import (
-  examples as examples_lib,
 )
 from ppcmi_jax import (
   server as server_lib,
@@ -113,68 +103,9 @@ def train(config: Any, path: str | pathlib.Path) -> None:
     if processes.is_first():
       print(data.table, flush=True)
     if config.method in learners.BASELINES:
-      _train_baseline(config, workdir, data)
+      client_training.train_baseline(config, workdir, data)
     else:
       _train_ppcmi_sf(config, workdir, data)
-
-
-def _train_baseline(config, workdir, data):
-  _, trainer = learners.baseline(config, num_classes=data.num_classes)
-  pretrained = _pretrained(config, data, {'segmentation': trainer})
-
-  def fit(devices, stopped, task, names):
-    pooled = {
-      split: jax.tree.map(
-        lambda *a: np.concatenate(a),
-        *(data.hospitals[name][split].arrays() for name in names),
-      )
-      for split in ('train', 'valid')
-    }
-    # Repeated rows, so that each client weighs the same in the losses.
-    order = {
-      split: input_pipeline.balanced_order(
-        np.repeat(
-          range(len(names)),
-          [len(data.hospitals[name][split].case) for name in names],
-        )
-      )
-      for split in pooled
-    }
-    trainer.fit(
-      pooled['train'],
-      examples_lib.take(pooled['valid'], order['valid']),
-      seed=config.seed,
-      directory=workdir.checkpoints(task),
-      title=f'{config.method}, data of {", ".join(names)}',
-      log=workdir.log,
-      warn=logging.warning,
-      order=order['train'],
-      pretrained=pretrained.get('segmentation'),
-      devices=devices,
-      stopped=stopped,
-    )
-
-  side_by_side.run(
-    [
-      functools.partial(fit, task=task, names=names)
-      for task, names in _baseline_groups(config, data).items()
-    ],
-    at_once=1 if config.pooled else config.side_by_side,
-  )
-
-
-def _pretrained(config, data, trainers):
-  """Returns {network: variables to start from}, in process 0; {} elsewhere."""
-  load = lambda: pretraining.load(config, data, trainers)
-  return processes.first(load) or {}
-
-
-def _baseline_groups(config, data) -> dict[str, list[str]]:
-  """Returns {task: clients whose data it sees}."""
-  names = list(data.hospitals)
-  if config.pooled:
-    return {'segmentation': names}
-  return {f'segmentation_{name}': [name] for name in names}
 
 
 def _train_ppcmi_sf(config, workdir, data):
@@ -189,30 +120,10 @@ def _train_ppcmi_sf(config, workdir, data):
     config, channels=data.channels, num_classes=data.num_classes
   )
   trainers = {'image': autoencoders.image, 'mask': autoencoders.mask}
-  pretrained = _pretrained(config, data, trainers)
+  pretrained = client_training.pretrained(config, data, trainers)
   processes.first(lambda: enrolment.enrol(config, workdir, names))
-  # Modalities in turn: two that begin together compile different programs.
-  networks = list(itertools.product(names, client_lib.MODALITIES))
-  count = len(networks) + 1
-
-  def fit(devices, stopped, number):
-    name, modality = networks[number]
-    trainers[modality].fit(
-      data.hospitals[name]['train'].arrays(),
-      data.hospitals[name]['valid'].arrays(),
-      seed=config.seed,
-      directory=workdir.checkpoints(f'{modality}_{name}'),
-      title=f'{number + 1}/{count} {modality} autoencoder, client {name}',
-      log=workdir.log,
-      warn=logging.warning,
-      pretrained=pretrained.get(modality),
-      devices=devices,
-      stopped=stopped,
-    )
-
-  side_by_side.run(
-    [functools.partial(fit, number=i) for i in range(len(networks))],
-    at_once=config.side_by_side,
+  count = client_training.train_autoencoders(
+    config, workdir, data, trainers, pretrained
   )
   processes.first(lambda: _contribute(config, workdir, data, autoencoders))
   server_training.train(
@@ -220,7 +131,7 @@ def _train_ppcmi_sf(config, workdir, data):
     workdir,
     names=names,
     latents=autoencoders.latents,
-    title=f'{count}/{count} mapping network, server',
+    title=f'{count + 1}/{count + 1} mapping network, server',
   )
 
 
@@ -251,7 +162,8 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
   if config.method in learners.BASELINES:
     task, trainer = learners.baseline(config, num_classes=data.num_classes)
     predict = {}
-    for directory, group in _baseline_groups(config, data).items():
+    groups = client_training.baseline_groups(config, data)
+    for directory, group in groups.items():
       variables = trainer.restore(
         data.sample(), workdir.checkpoints(directory), warn=logging.warning
       )

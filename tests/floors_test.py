@@ -31,7 +31,7 @@ FLOORS = {
   5: 'training',
   6: 'learners attacks',
   7: 'enrolment exposure config_checks pretraining',
-  8: 'hospitals privacy server_training',
+  8: 'hospitals privacy server_training client_training',
   9: 'collaboration',
   10: 'cross_client conversion payload',
   11: 'evaluation',
