@@ -38,6 +38,14 @@ def test_one_panel_a_task_in_order(tmp_path):
   assert train.get_linestyle() != valid.get_linestyle()
 
 
+def test_tasks_that_were_logged_in_turns_are_in_order(tmp_path):
+  """Side by side, the second may be validated first; 10 comes after 2."""
+  names = [f'{i}/11 mask autoencoder, client {i}' for i in (2, 1, 10, 3)]
+  drawn = draw(tmp_path, [row for name in names for row in make_rows(name)])
+  heads = [word.split('/')[0] for word in drawn.words() if '/11' in word]
+  assert heads == ['1', '2', '3', '10']
+
+
 @pytest.mark.parametrize(
   'losses, scale',
   [

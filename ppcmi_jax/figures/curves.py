@@ -8,6 +8,7 @@
 
 import math
 import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -38,7 +39,8 @@ def draw_curves(
 
   The axis of the loss is logarithmic where the losses of a task are positive
   and span a factor of 3. Where a training was resumed and logged a step twice,
-  the later line counts.
+  the later line counts. Tasks with a number in front, '2/7 ...', are in that
+  order, as those trained side by side are logged in turns.
 
   Args:
     path: the file to write, .png, .pdf or .svg; folders are made.
@@ -57,6 +59,7 @@ def draw_curves(
     tasks.setdefault(row['task'], {})[row['step']] = row
   if not tasks:
     return False
+  tasks = {name: tasks[name] for name in sorted(tasks, key=_place)}
   sheet = sheets.Sheet()
   num_columns = max(1, min(len(tasks), int(sheet.inner_mm / COLUMN_MM)))
   column_mm = sheet.inner_mm / num_columns
@@ -89,6 +92,12 @@ def draw_curves(
     sheet.top_mm += head_mm + PANEL_MM + 2 * sheets.LINE_MM + 2.5
   sheet.save(path)
   return True
+
+
+def _place(task: str) -> int:
+  """Returns the number in front of a task's title, or 0."""
+  found = re.match(r'(\d+)/', task)
+  return int(found[1]) if found else 0
 
 
 def log_ticks(low: float, high: float) -> list[float]:
