@@ -36,6 +36,11 @@ def digest(tree: Any) -> str:
   return sha.hexdigest()
 
 
+def exist(directory: pathlib.Path) -> bool:
+  """Says whether a task has a checkpoint, whole or not."""
+  return any(step.name.isdigit() for step in directory.glob('*'))
+
+
 class Checkpoints:
   """The checkpoints of one task: `<directory>/<step>`, the newest two kept.
 

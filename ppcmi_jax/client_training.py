@@ -5,7 +5,7 @@ What is trained here is independent of each other, and trained side by side.
 
 import functools
 import itertools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -13,9 +13,7 @@ import numpy as np
 from absl import logging
 
 from ppcmi_jax import (
-  examples as examples_lib,
-)
-from ppcmi_jax import (
+  checkpoints,
   hospital_data,
   input_pipeline,
   learners,
@@ -26,8 +24,13 @@ from ppcmi_jax import (
   training,
 )
 from ppcmi_jax import (
+  examples as examples_lib,
+)
+from ppcmi_jax import (
   workdir as workdir_lib,
 )
+
+Source = Callable[[], tasks.Variables]
 
 
 def train_autoencoders(
@@ -35,7 +38,7 @@ def train_autoencoders(
   workdir: workdir_lib.Workdir,
   data: hospital_data.Data,
   trainers: Mapping[str, training.Trainer],
-  started: Mapping[str, tasks.Variables],
+  sources: Mapping[str, Source],
 ) -> int:
   """Trains every client's autoencoders.
 
@@ -44,7 +47,7 @@ def train_autoencoders(
     workdir: of the run.
     data: of the run.
     trainers: {modality: of the autoencoder}.
-    started: what `pretrained` found.
+    sources: of `pretrained`.
 
   Returns:
     How many networks that makes; titles count the server's as one more.
@@ -63,7 +66,7 @@ def train_autoencoders(
       title=f'{number + 1}/{count + 1} {modality} autoencoder, client {name}',
       log=workdir.log,
       warn=logging.warning,
-      pretrained=started.get(modality),
+      pretrained=sources.get(modality),
       devices=devices,
       stopped=stopped,
     )
@@ -80,7 +83,7 @@ def train_baseline(
 ) -> None:
   """Trains a baseline, on the pooled data or each client's own."""
   _, trainer = learners.baseline(config, num_classes=data.num_classes)
-  found = pretrained(config, data, {'segmentation': trainer})
+  sources = pretrained(config, workdir, data, {'segmentation': trainer})
 
   def fit(devices, stopped, task, names):
     pooled = {
@@ -109,7 +112,7 @@ def train_baseline(
       log=workdir.log,
       warn=logging.warning,
       order=order['train'],
-      pretrained=found.get('segmentation'),
+      pretrained=sources.get('segmentation'),
       devices=devices,
       stopped=stopped,
     )
@@ -125,12 +128,39 @@ def train_baseline(
 
 def pretrained(
   config: Any,
+  workdir: workdir_lib.Workdir,
   data: hospital_data.Data,
   trainers: Mapping[str, training.Trainer],
-) -> dict[str, tasks.Variables]:
-  """Returns {network: variables to start from}, in process 0; {} elsewhere."""
-  load = lambda: pretraining.load(config, data, trainers)
-  return processes.first(load) or {}
+) -> dict[str, Source]:
+  """Returns {network: what reads the variables to start from}.
+
+  Those of which a training has yet to begin are read now, in process 0, so
+  that an error comes before there are keys; a run that resumes needs none.
+
+  Args:
+    config: of the run.
+    workdir: of the run.
+    data: of the run.
+    trainers: {network: its trainer}.
+
+  Raises:
+    ValueError: what cannot be started from, with its field.
+  """
+  sources = pretraining.sources(config, data, trainers)
+
+  def trainings(network):
+    if config.method in learners.BASELINES:
+      return baseline_groups(config, data)
+    return [f'{network}_{name}' for name in data.hospitals]
+
+  def read():
+    for network, source in sources.items():
+      directories = map(workdir.checkpoints, trainings(network))
+      if not all(map(checkpoints.exist, directories)):
+        source()
+
+  processes.first(read)
+  return sources
 
 
 def baseline_groups(

@@ -120,10 +120,10 @@ def _train_ppcmi_sf(config, workdir, data):
     config, channels=data.channels, num_classes=data.num_classes
   )
   trainers = {'image': autoencoders.image, 'mask': autoencoders.mask}
-  pretrained = client_training.pretrained(config, data, trainers)
+  sources = client_training.pretrained(config, workdir, data, trainers)
   processes.first(lambda: enrolment.enrol(config, workdir, names))
   count = client_training.train_autoencoders(
-    config, workdir, data, trainers, pretrained
+    config, workdir, data, trainers, sources
   )
   processes.first(lambda: _contribute(config, workdir, data, autoencoders))
   server_training.train(

@@ -7,8 +7,9 @@ clients' messages opened by each other's decoders shows by how much.
 """
 
 import csv
+import functools
 import pathlib
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from absl import logging
@@ -17,15 +18,16 @@ from ppcmi_jax import hospital_data, tasks, training
 from ppcmi_jax import workdir as workdir_lib
 
 
-def load(
+def sources(
   config: Any,
   data: hospital_data.Data,
   trainers: Mapping[str, training.Trainer],
-) -> dict[str, tasks.Variables]:
-  """Returns the variables that networks start from.
+) -> dict[str, Callable[[], tasks.Variables]]:
+  """Returns what reads the variables that networks start from, once each.
 
-  Logs a warning where checkpoints are not in the workdir of a run, which would
-  say what they were trained on.
+  It logs a warning where checkpoints are not in the workdir of a run, which
+  would say what they were trained on, and raises ValueError where there is no
+  whole checkpoint of the network, or it saw what is tested here.
 
   Args:
     config: of the run, with `pretrained`.
@@ -33,30 +35,32 @@ def load(
     trainers: {name: of a network}; names as `pretrained` has them.
 
   Returns:
-    {name: variables}, of those for which the configuration has checkpoints.
-
-  Raises:
-    ValueError: there is no whole checkpoint of the network, or it saw what is
-      tested here.
+    {name: () -> variables}, of those for which the configuration names
+    checkpoints.
   """
-  found = {}
-  for name, directory in config.pretrained.items():
-    if not directory:
-      continue
-    field, path = f'pretrained.{name}', pathlib.Path(directory).absolute()
-    if not path.is_dir():
-      raise ValueError(
-        f'{field}: expected a folder of checkpoints, such as '
-        f'RUN/checkpoints/{name}_CLIENT, found none at {directory}'
-      )
-    _check_unseen(field, path, config, data)
-    try:
-      found[name] = trainers[name].restore(
-        data.sample(), path, warn=logging.warning, ended=False
-      )
-    except ValueError as error:
-      raise ValueError(f'{field}: {error}') from None
-  return found
+  return {
+    name: functools.cache(
+      functools.partial(_load, name, directory, config, data, trainers[name])
+    )
+    for name, directory in config.pretrained.items()
+    if directory
+  }
+
+
+def _load(name, directory, config, data, trainer):
+  field, path = f'pretrained.{name}', pathlib.Path(directory).absolute()
+  if not path.is_dir():
+    raise ValueError(
+      f'{field}: expected a folder of checkpoints, such as '
+      f'RUN/checkpoints/{name}_CLIENT, found none at {directory}'
+    )
+  _check_unseen(field, path, config, data)
+  try:
+    return trainer.restore(
+      data.sample(), path, warn=logging.warning, ended=False
+    )
+  except ValueError as error:
+    raise ValueError(f'{field}: {error}') from None
 
 
 def _check_unseen(field, path, config, data):

@@ -167,7 +167,7 @@ class Trainer:
     log: Callable[[dict], None] = lambda metrics: None,
     warn: Callable[[str], None] = print,
     order: np.ndarray | None = None,
-    pretrained: tasks.Variables | None = None,
+    pretrained: Callable[[], tasks.Variables] | None = None,
     devices: train_step.Devices | None = None,
     stopped: Callable[[], bool] = lambda: False,
   ) -> train_step.TrainState:
@@ -184,7 +184,8 @@ class Trainer:
         start, and how many of them went by waiting for a batch.
       warn: called with a line for each damaged checkpoint.
       order: rows of `train` to draw from, with repeats; all once if None.
-      pretrained: variables to start from; drawn from the seed if None.
+      pretrained: returns variables to start from, where there is no
+        checkpoint yet; they are drawn from the seed if None.
       devices: those that train; by default all of all processes.
       stopped: asked before each step whether to end here, as if killed.
 
@@ -220,9 +221,10 @@ class Trainer:
       state = self._init(init_key, sample)
       if pretrained is None:
         return state
+      start = pretrained()
       return state._replace(
-        variables=train_step.copy(pretrained),
-        best_variables=train_step.copy(pretrained),
+        variables=train_step.copy(start),
+        best_variables=train_step.copy(start),
       )
 
     state = train_step.share(processes.first(begin), like, devices)

@@ -47,7 +47,8 @@ def autoencoders_of(config, data):
 def load(config, data):
   autoencoders = autoencoders_of(config, data)
   trainers = {'image': autoencoders.image, 'mask': autoencoders.mask}
-  return pretraining.load(config, data, trainers)
+  sources = pretraining.sources(config, data, trainers)
+  return {name: source() for name, source in sources.items()}
 
 
 def other_data_of(data):
@@ -88,16 +89,22 @@ def test_a_baseline_starts_from_another(tmp_path):
   config = smoke.get_config('unet')
   config.data_dir, config.baseline_steps = str(tmp_path / 'data'), 1
   config.baseline_options.depth = 1
-  learnt = []
-  for name in ('first', 'second'):
-    collaboration.train(config, tmp_path / name)
-    run = collaboration.restore(config, tmp_path / name)
-    learnt.append(run.networks['unet'][1]['params'])
-    folder = tmp_path / name / 'checkpoints' / 'segmentation'
-    config.pretrained.segmentation = str(folder)
-    config.baseline_learning_rate = 1e-9
+  first, second = tmp_path / 'first', tmp_path / 'second'
+  collaboration.train(config, first)
+  config.pretrained.segmentation = str(first / 'checkpoints' / 'segmentation')
+  rate, config.baseline_learning_rate = config.baseline_learning_rate, 1e-9
+  collaboration.train(config, second)
+  trained = collaboration.restore(config, second)
+  # What it started from is not needed any more: it may be gone.
+  first.rename(tmp_path / 'elsewhere')
+  collaboration.train(config, second)
+  with pytest.raises(ValueError, match=r'pretrained\.segmentation: .* none at'):
+    collaboration.train(config, tmp_path / 'third')
+  config.pretrained.segmentation, config.baseline_learning_rate = '', rate
+  other = collaboration.restore(config, tmp_path / 'elsewhere')
   jax.tree.map(
-    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6), *learnt
+    lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6),
+    *(run.networks['unet'][1]['params'] for run in (trained, other)),
   )
 
 
