@@ -17,7 +17,9 @@ What both formats of messages, `wire` and `sealed.envelope`, may say of where
 they belong stands here too, and how much they may hold.
 """
 
+import os
 import re
+import struct
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -29,9 +31,11 @@ LATENT = re.compile('[A-Za-z0-9_]{1,16}')
 # Sealed headers have the places in these two, and this rank's dimensions.
 DIRECTIONS = ('query', 'reply', 'contribution')
 MODALITIES = ('image', 'mask')
+SPLITS = ('train', 'valid')
 MAX_RANK = 5
 MAX_LATENTS = 8
 MAX_MESSAGE_BYTES = 2**30
+_ORIGIN = struct.Struct('>BHI')
 
 
 class Route(NamedTuple):
@@ -48,6 +52,39 @@ class Route(NamedTuple):
   direction: str
   modality: str
   message_id: bytes
+
+
+class Origin(NamedTuple):
+  """Which pairs a contribution is of.
+
+  Its message id says so, which a protection proves with the rest; the name of
+  its file proves nothing.
+
+  Attributes:
+    split: one of SPLITS: what they are for.
+    turn: 0 for pairs as they are, from 1 for augmented copies; below 2^16.
+    row: of the first of them in the client's split; below 2^32.
+  """
+
+  split: str
+  turn: int
+  row: int
+
+  def draw_id(self) -> bytes:
+    """Returns a message id, 16 bytes, that says this and is like no other."""
+    place = _ORIGIN.pack(SPLITS.index(self.split), self.turn, self.row)
+    return place + os.urandom(16 - _ORIGIN.size)
+
+  @classmethod
+  def of(cls, message_id: bytes) -> 'Origin':
+    """Returns what an id says; ValueError if that is nothing."""
+    split, turn, row = _ORIGIN.unpack_from(message_id)
+    if split >= len(SPLITS):
+      raise ValueError(
+        f'message id: expected one of a contribution to {" or ".join(SPLITS)}, '
+        f'found {message_id.hex()}'
+      )
+    return cls(SPLITS[split], turn, row)
 
 
 class Draft(NamedTuple):

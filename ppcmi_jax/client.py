@@ -61,7 +61,10 @@ class Client(NamedTuple):
   """
 
   protect: Callable[[ClientState, jax.Array], tuple[bytes, Ticket]]
-  contribute: Callable[[ClientState, jax.Array, jax.Array], tuple[bytes, bytes]]
+  contribute: Callable[
+    [ClientState, jax.Array, jax.Array, channel_lib.Origin],
+    tuple[bytes, bytes],
+  ]
   reveal: Callable[[ClientState, bytes, Ticket], np.ndarray]
 
 
@@ -105,9 +108,9 @@ def make_client(
     make, message_id = compiled.protect_image, ticket.message_id
     return send(make, state.image, image, 'query', 'image', message_id), ticket
 
-  def contribute(state, image, mask):
+  def contribute(state, image, mask, origin):
     _check_pair(image, mask, mask_model.channels)
-    message_id = os.urandom(16)
+    message_id = origin.draw_id()
     kind = 'contribution'
     return (
       send(

@@ -8,7 +8,7 @@ import jax
 import tqdm
 from absl import logging
 
-from ppcmi_jax import augmentation, checkpoints, images
+from ppcmi_jax import augmentation, channel, checkpoints, images
 from ppcmi_jax import client as client_lib
 from ppcmi_jax import examples as examples_lib
 from ppcmi_jax import workdir as workdir_lib
@@ -67,7 +67,7 @@ def write(
   )
   batches = [
     (split, turn, start, stop)
-    for split, turns in (('train', 1 + config.copies), ('valid', 1))
+    for split, turns in zip(channel.SPLITS, (1 + config.copies, 1))
     for turn in range(turns)
     for start, stop in _batches(len(parts[split].case))
   ]
@@ -88,7 +88,8 @@ def write(
       for number in (turn, start):
         key = jax.random.fold_in(key, number)
       image, mask = augment(jax.random.split(key, len(image)), image, mask)
-    messages = client.contribute(state, image, mask)
+    origin = channel.Origin(split, turn, start)
+    messages = client.contribute(state, image, mask, origin)
     for path, message in zip(paths, messages, strict=True):
       workdir_lib.write_bytes(path, message)
 

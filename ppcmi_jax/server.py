@@ -10,7 +10,6 @@ C channels, N clients.
 
 import functools
 import pathlib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -87,20 +86,19 @@ def read_contributions(
   channel: channel_lib.Channel,
   latents: Mapping[str, Mapping[str, Any]],
   dtype: Any = np.float32,
-) -> dict[str, Any]:
+) -> dict[str, dict[str, Any]]:
   """Reads training pairs from message files and undoes their protection.
 
   Args:
     paths: pairs of files '<name>.image.msg', '<name>.mask.msg', named by
-      either.
+      either. What they are of is what the messages say (`channel.Origin`).
     channel, latents: as in `make_server`.
     dtype: to keep the latents in.
 
   Returns:
-    {'image': {scale: [M, h, w, C]}, 'mask': likewise, 'client': int32 [M],
-    'source': int32 [M]}. Pairs of one source are copies of one image of one
-    client, as far as file names tell (`contributions.write`), which nothing
-    authenticates; pairs of files with other names have a source each.
+    {split: {'image': {scale: [M, h, w, C]}, 'mask': likewise, 'client': int32
+    [M], 'source': int32 [M]}}, of the splits that there are contributions to.
+    Pairs of one source are copies of one image of one client.
 
   Raises:
     ValueError: no files, a file without its pair, a pair that is there twice,
@@ -113,7 +111,7 @@ def read_contributions(
     )
     for modality, like in latents.items()
   }
-  parts, stems, sources = [], {}, {}
+  parts, stems, sources = {}, {}, {}
   for stem in sorted({str(p).rsplit('.', 2)[0] for p in paths}):
     pair, pair_ids = {}, set()
     for modality in ('image', 'mask'):
@@ -125,6 +123,7 @@ def read_contributions(
           modality=modality,
           like=latents[modality],
         )
+        origin = channel_lib.Origin.of(opened.message_id)
         z = uncover[modality](opened.keys, opened.covered)
         pair[modality] = jax.tree.map(lambda z: _as_finite(z, dtype), z)
       except FileNotFoundError:
@@ -150,14 +149,17 @@ def read_contributions(
     client, _, count = pair_id
     number = channel.clients.index(client)
     pair['client'] = np.full(count, number, np.int32)
-    origins = [_origin(client, stem, row) for row in range(count)]
+    images = [(client, origin.split, origin.row + i) for i in range(count)]
     pair['source'] = np.int32(
-      [sources.setdefault(origin, len(sources)) for origin in origins]
+      [sources.setdefault(image, len(sources)) for image in images]
     )
-    parts.append(pair)
+    parts.setdefault(origin.split, []).append(pair)
   if not parts:
     raise ValueError('no contributions: expected message files, found none')
-  return jax.tree.map(lambda *arrays: np.concatenate(arrays), *parts)
+  return {
+    split: jax.tree.map(lambda *arrays: np.concatenate(arrays), *pairs)
+    for split, pairs in parts.items()
+  }
 
 
 def _read(path: pathlib.Path) -> bytes:
@@ -165,14 +167,6 @@ def _read(path: pathlib.Path) -> bytes:
   if size > most:
     raise ValueError(f'expected at most {most} bytes, found {size}')
   return path.read_bytes()
-
-
-def _origin(client: str, stem: str, row: int) -> tuple[str, str, int]:
-  """Returns what all copies of a pair share: all but the turn."""
-  named = re.fullmatch(r'([a-z]+)-\d{3,}-(\d{6,})', pathlib.Path(stem).name)
-  if named is None:
-    return client, stem, row
-  return client, named[1], int(named[2]) + row
 
 
 @functools.cache

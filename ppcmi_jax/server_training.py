@@ -3,6 +3,7 @@
 Nothing of a client is imported here: no image, mask, encoder or decoder.
 """
 
+import itertools
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -12,6 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from ppcmi_jax import (
+  channel as channel_lib,
+)
 from ppcmi_jax import (
   checkpoints,
   enrolment,
@@ -60,9 +64,9 @@ def train(
   contributions = processes.in_turn(
     lambda: _read(config, workdir, names, latents)
   )
+  pairs, valid = (contributions[split] for split in channel_lib.SPLITS)
   # Whose copy a pair is matters to privacy only.
-  source, _ = (part.pop('source') for part in contributions.values())
-  pairs = contributions['train']
+  source, _ = pairs.pop('source'), valid.pop('source')
   processes.check_equal('contributions', len(pairs['client']))
   statistics = {
     modality: standardisation.Statistics.of(
@@ -78,7 +82,6 @@ def train(
       )
     )
     return
-  valid = contributions['valid']
   trainer.fit(
     pairs,
     # Repeated rows, so that each client weighs the same in the loss.
@@ -93,24 +96,31 @@ def train(
 
 
 def _read(config, workdir, names, latents):
-  """Returns {split: pairs}, as the message files have them."""
+  """Returns {split: pairs}, as the message files have them.
+
+  Raises ValueError where a client has none: a folder that is not there for the
+  moment takes nothing back.
+  """
   channel = enrolment.server_channel(config, workdir, names, latents)
   # As precise as what was sent; integers are none once they are unmixed.
   sent = config.wire_dtype
   dtype = sent if sent in wire.DTYPES else 'float16'
-  found = {
-    split: server_lib.read_contributions(
-      [
-        path
-        for name in names
-        for path in workdir.messages(name).glob(f'{split}-*.msg')
-      ],
-      channel=channel,
-      latents=latents,
-      dtype=jnp.dtype(dtype),
-    )
-    for split in ('train', 'valid')
-  }
+  paths = {name: list(workdir.messages(name).glob('*.msg')) for name in names}
+  found = server_lib.read_contributions(
+    [path for some in paths.values() for path in some],
+    channel=channel,
+    latents=latents,
+    dtype=jnp.dtype(dtype),
+  )
+  for split, (number, name) in itertools.product(
+    channel_lib.SPLITS, enumerate(channel.clients)
+  ):
+    if split not in found or number not in found[split]['client']:
+      raise ValueError(
+        f'{workdir.messages(name)}: expected contributions of client {name!r} '
+        f'to {split!r}, found none among {len(paths[name])} files; let it '
+        'contribute, or leave it out with --config.clients'
+      )
   # A client that contributes anew takes back what it sent before: put back by
   # others, that opens no more once both sides have rotated.
   channel.forget()

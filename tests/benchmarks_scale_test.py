@@ -126,15 +126,16 @@ def test_reading_holds_twice_what_it_returns(tmp_path):
   cover = jax.jit(end.codec.cover)
   paths = []
   for i in range(24):
+    message_id = channel.Origin('train', 0, 16 * i).draw_id()
     for modality in ('image', 'mask'):
-      route = channel.Route('north', 'contribution', modality, bytes([i] * 16))
+      route = channel.Route('north', 'contribution', modality, message_id)
       draft = end.draft(route, latents)
       paths.append(tmp_path / f'{i}.{modality}.msg')
       paths[-1].write_bytes(draft.seal(cover(draft.keys, latents)))
   like = {'image': latents, 'mask': latents}
   read = lambda: server_lib.read_contributions(
     paths, channel=server, latents=like, dtype=np.float16
-  )
+  )['train']
   read()  # compiles
   tracemalloc.start()
   try:

@@ -4,11 +4,12 @@ import os
 import re
 import shutil
 import stat
+import threading
 
 import pytest
 
 from ppcmi_jax import keyring
-from ppcmi_jax.keyring import epochs, ledger
+from ppcmi_jax.keyring import epochs, files, ledger
 
 
 def mode_of(path):
@@ -39,7 +40,7 @@ def test_both_sides_hold_one_key_in_private_files(enrolled, tmp_path):
   assert epochs.load(path).epoch == 0 and len(epochs.load(path).key) == 32
   assert not os.path.exists(export)
   names = {file.name for file in folder.rglob('*') if file.is_file()}
-  assert names == {'clinic-1.epoch', 'clinic-1.ledger'}
+  assert names == {f'clinic-1.{end}' for end in ('epoch', 'ledger', 'lock')}
   for file in folder.rglob('*.*'):
     assert mode_of(file) == 0o600
 
@@ -170,9 +171,40 @@ def test_rotation_erases_what_a_crash_left_of_earlier_keys(enrolled, tmp_path):
 
 def test_a_key_that_has_gone_on_stays_where_it_is(enrolled):
   path, _ = enrolled
-  epochs.rotate(path, 3)
-  assert epochs.follow(path, 1) == epochs.load(path)
-  assert epochs.follow(path, 4).epoch == 4 == epochs.load(path).epoch
+  first = epochs.load(path)
+  third = epochs.rotate(path, 3)
+  assert not epochs.follow(path, epochs.ratchet(first, 1))
+  assert epochs.follow(path, third) and epochs.load(path) == third
+  fourth = epochs.ratchet(first, 4)
+  assert not epochs.follow(path, fourth._replace(key=bytes(32)))
+  assert not epochs.follow(path, epochs.ratchet(fourth, 68))
+  assert epochs.follow(path, fourth) and epochs.load(path) == fourth
+
+
+def test_a_key_is_not_erased_while_it_goes_on(enrolled):
+  """Else the next one would be written where it was."""
+  path, _ = enrolled
+  erasing = threading.Thread(target=epochs.erase, args=[path])
+  with files.locked(path):
+    erasing.start()
+    erasing.join(0.2)
+    assert erasing.is_alive() and os.path.exists(path)
+  erasing.join(10)
+  assert not os.path.exists(path)
+
+
+def test_a_lock_is_free_though_a_forked_process_has_its_file(
+  enrolled, monkeypatch
+):
+  path, _ = enrolled
+  with monkeypatch.context() as context:
+    context.setattr(os, 'close', lambda file: None)  # one of two
+    with files.locked(path):
+      pass
+  waiting = threading.Thread(target=epochs.rotate, args=[path], daemon=True)
+  waiting.start()
+  waiting.join(10)
+  assert epochs.load(path).epoch == 1
 
 
 @pytest.mark.parametrize('epoch', [0, 2 + 65, -1])

@@ -9,7 +9,9 @@ import pytest
 import worlds
 from worlds import World, decode, encode, read, write_contributions
 
-from ppcmi_jax import wire
+from ppcmi_jax import channel, wire
+
+ORIGIN = channel.Origin('train', 0, 0)
 
 
 @pytest.fixture(scope='module')
@@ -135,7 +137,7 @@ def test_a_mask_with_unknown_classes_is_refused(world):
   mask = np.full((1, 32, 64), worlds.NUM_CLASSES, np.uint8)
   with pytest.raises(ValueError, match='classes 0 to 2, found 3'):
     world.clients['north'].contribute(
-      world.states['north'], world.images(1), mask
+      world.states['north'], world.images(1), mask, ORIGIN
     )
 
 
@@ -203,8 +205,8 @@ def test_pairs_that_do_not_fit_are_refused(world):
   client, state = world.clients['north'], world.states['north']
   mask = np.zeros((2, 32, 64), np.int32)
   with pytest.raises(ValueError, match='one of each image'):
-    client.contribute(state, world.images(1), mask)
+    client.contribute(state, world.images(1), mask, ORIGIN)
   with pytest.raises(ValueError, match='found -1'):
-    client.contribute(state, world.images(), mask - 1)
+    client.contribute(state, world.images(), mask - 1, ORIGIN)
   with pytest.raises(ValueError, match=r'int16.*window'):
     client.protect(state, world.images().astype(np.int16))

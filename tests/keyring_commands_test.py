@@ -13,7 +13,7 @@ from ppcmi_jax import keyring
 from ppcmi_jax.keyring import __main__ as commands
 from ppcmi_jax.keyring import epochs
 
-COMMANDS = ('enrol', 'import', 'rotate', 'erase', 'show')
+COMMANDS = ('enrol', 'import', 'storage', 'rotate', 'erase', 'show')
 
 
 @pytest.fixture(autouse=True)
@@ -212,14 +212,23 @@ def test_rotating_to_an_epoch_twice_changes_nothing(folder, call):
 
 def test_erase_takes_the_export_alone_or_all_of_a_client(folder, call, refuse):
   epochs.enrol(folder, 'clinic-2')
+  stray = folder / f'.new-{"0" * 16}'  # left by a crash
+  shutil.copy2(folder / 'clinic-1.epoch', stray)
   assert call('erase', folder / 'clinic-1.export')[0] == 0
-  assert epochs.load(folder / 'clinic-1.epoch')
+  assert epochs.load(folder / 'clinic-1.epoch') and stray.exists()
   for client in ('clinic-1', 'clinic-2'):
     assert call('erase', f'--folder={folder}', f'--client={client}')[0] == 0
-    assert not list(folder.glob(f'{client}.e*'))
+    assert not list(folder.glob(f'{client}.e*')) and not stray.exists()
   refuse('which has none', 'erase', f'--folder={folder}', '--client=clinic-1')
   (folder / 'note.txt').write_text('precious')
   refuse('found another file', 'erase', folder / 'note.txt')
+
+
+def test_the_server_makes_its_own_key_once(tmp_path, call, refuse):
+  code, out, _ = call('storage', f'--folder={tmp_path / "server"}')
+  path = tmp_path / 'server' / 'storage.key'
+  assert code == 0 and keyring.key_id(keyring.load(path)) in out
+  refuse('never overwritten', 'storage', f'--folder={path.parent}')
 
 
 def test_show_lists_keys_and_what_needs_care(folder, call):

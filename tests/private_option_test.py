@@ -12,6 +12,7 @@ import worlds
 
 from configs import smoke
 from ppcmi_jax import (
+  channel,
   collaboration,
   config_checks,
   learners,
@@ -47,32 +48,31 @@ def write_turns(world, folder_of, count=4, turns=2):
         for start in range(0, count, 2):
           image = rng.random((2, 32, 64, 1), np.float32)
           mask = rng.integers(0, worlds.NUM_CLASSES, (2, 32, 64), np.uint8)
+          origin = channel.Origin(split, turn, start)
           messages = world.clients[name].contribute(
-            world.states[name], image, mask
+            world.states[name], image, mask, origin
           )
+          # Whatever the files are called.
+          stem = f'{rng.integers(2**32):08x}'
           for modality, message in zip(('image', 'mask'), messages):
-            stem = f'{split}-{turn:03d}-{start:06d}'
             path = folder_of(name) / f'{stem}.{modality}.msg'
             path.parent.mkdir(parents=True, exist_ok=True)
             path.write_bytes(message)
 
 
-def test_copies_of_an_image_have_one_source(world, tmp_path):
+def test_copies_of_an_image_have_one_source_whatever_their_files(
+  world, tmp_path
+):
   write_turns(world, lambda name: tmp_path / name)
-  paths = sorted(tmp_path.glob('*/train-*.msg'))
-  pairs = worlds.read(world, paths)
-  assert pairs['source'].dtype == np.int32
-  # By client, turn, and row.
-  source = pairs['source'].reshape(2, 2, 4)
-  np.testing.assert_array_equal(source[:, 0], source[:, 1])
-  assert len(np.unique(source[:, 0])) == 8
-  both = worlds.read(world, sorted(tmp_path.glob('*/*.msg')))
-  assert len(np.unique(both['source'])) == 16  # training and validation
-
-
-def test_files_of_other_names_are_sources_of_their_own(world, tmp_path):
-  paths = worlds.write_contributions(world, tmp_path)
-  assert worlds.read(world, paths)['source'].tolist() == list(range(12))
+  pairs = worlds.read(world, sorted(tmp_path.glob('*/*.msg')))
+  assert pairs['source'].dtype == np.int32 and len(pairs['client']) == 16
+  of_client = [
+    np.unique(pairs['source'][pairs['client'] == i], return_counts=True)
+    for i in range(2)
+  ]
+  for _, copies in of_client:
+    assert copies.tolist() == [2] * 4
+  assert not np.intersect1d(of_client[0][0], of_client[1][0]).size
 
 
 @pytest.fixture

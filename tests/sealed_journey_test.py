@@ -2,7 +2,6 @@
 
 import os
 import shutil
-import types
 
 import jax
 import jax.numpy as jnp
@@ -156,8 +155,10 @@ def reopened(world, folder):
   return worlds.World('sealed', 'float32', ends=(channels, server))
 
 
-def header_of(epoch, counter=1):
-  return types.SimpleNamespace(epoch=epoch, counter=counter)
+def later(path, count):
+  """Returns the key that follows from that of a file so many epochs later."""
+  key = epochs.load(path)
+  return epochs.ratchet(key, key.epoch + count)
 
 
 def test_a_full_disk_at_the_change_of_epochs_strands_nobody(
@@ -168,25 +169,65 @@ def test_a_full_disk_at_the_change_of_epochs_strands_nobody(
   def fail(*_):
     raise OSError(28, 'No space left on device')
 
+  key = later(path, 1)
   with monkeypatch.context() as context:
     context.setattr(os, 'replace', fail)
     with pytest.raises(ValueError, match='found No space'):
-      session.Party(path).believe(header_of(epoch=1))
+      session.Party(path).believe(key, 1)
   party = session.Party(path)
   assert party.ledger.reserve(party.key.epoch) == 1
-  party.believe(header_of(epoch=1))
-  assert session.Party(path).key.epoch == 1
+  party.believe(key, 1)
+  assert session.Party(path).key == key
   with pytest.raises(Rejected):
-    party.believe(header_of(epoch=1))
+    party.believe(key, 1)
 
 
 def test_a_message_of_an_epoch_that_is_over_on_the_disk_is_rejected(tmp_path):
   path, _ = epochs.enrol(tmp_path / 'client', 'north')
   party = session.Party(path)
+  first, second = later(path, 1), later(path, 2)
   epochs.rotate(path, 2)
   with pytest.raises(Rejected):
-    party.believe(header_of(epoch=1))
-  party.believe(header_of(epoch=2))
+    party.believe(first, 1)
+  party.believe(second, 1)
+
+
+def test_a_running_server_opens_nothing_of_a_key_that_was_erased(tmp_path):
+  """And what was enrolled anew is left alone by the one before."""
+  world, folder = worlds.World('sealed', 'float32', tmp_path), tmp_path
+  message, _ = ask(world)
+  stolen = later(folder / 'clients' / 'north.epoch', 5)
+  epochs.erase(folder / 'server' / 'north.epoch')
+  with pytest.raises(ValueError, match=r'north\.epoch.*found No such file'):
+    world.server.respond(world.server_state, message)
+  with pytest.raises(ValueError, match=r'north\.epoch.*found No such file'):
+    world.server_channel.draft(
+      channel_lib.Route('north', 'reply', 'mask', bytes(16)),
+      world.latents['mask'],
+    )
+  epochs.erase(folder / 'clients' / 'north.epoch')
+  _, export = epochs.enrol(folder / 'clients', 'north')
+  path = epochs.import_key(folder / 'server', export)
+  new = epochs.load(path)
+  with pytest.raises(Rejected):
+    world.server.respond(world.server_state, message)
+  assert not epochs.follow(path, stolen) and epochs.load(path) == new
+  # Both ends run on, with the new key.
+  message, ticket = ask(world)
+  reply = world.server.respond(world.server_state, message)
+  world.clients['north'].reveal(world.states['north'], reply, ticket)
+
+
+def test_who_rotates_need_not_start_anew(tmp_path):
+  world = worlds.World('sealed', 'float32', tmp_path)
+  late, _ = ask(world)
+  for side in ('clients', 'server'):
+    epochs.rotate(tmp_path / side / 'north.epoch')
+  with pytest.raises(Rejected):
+    world.server.respond(world.server_state, late)
+  message, ticket = ask(world)
+  reply = world.server.respond(world.server_state, message)
+  world.clients['north'].reveal(world.states['north'], reply, ticket)
 
 
 def test_a_draft_is_of_one_key_though_another_thread_goes_on(tmp_path):
@@ -195,13 +236,9 @@ def test_a_draft_is_of_one_key_though_another_thread_goes_on(tmp_path):
 
     @property
     def key(self):
-      key = self._key
-      self._key = epochs.ratchet(key, key.epoch + 1)
+      key = epochs.load(self._path)
+      epochs.rotate(self._path)
       return key
-
-    @key.setter
-    def key(self, value):
-      self._key = value
 
   world = worlds.World('sealed', 'float32', tmp_path)
   parties = {'north': Moving(tmp_path / 'clients' / 'north.epoch')}
@@ -236,7 +273,10 @@ def test_what_a_client_took_back_opens_no_more_after_rotation(tmp_path):
   assert worlds.read(after, old)
   after = reopened(world, tmp_path)
   assert worlds.read(after, new)
+  stray = tmp_path / 'kept' / 'north' / f'.new-{"0" * 16}'  # left by a crash
+  os.link(next((tmp_path / 'kept' / 'north').iterdir()), stray)
   after.server_channel.forget()
+  assert not stray.exists()
   assert {path.parent.name for path in (tmp_path / 'kept').glob('*/*')} == {
     *worlds.NAMES
   }

@@ -1,7 +1,10 @@
 """Tests of sealed messages: their layout, their secrecy, what is rejected."""
 
+import copy
 import functools
 import itertools
+import os
+import pickle
 import struct
 import tracemalloc
 
@@ -194,6 +197,16 @@ def test_a_draft_seals_once():
   sealing.seal(draft, words)
   with pytest.raises(ValueError, match='draft: expected an unused one'):
     sealing.seal(draft, words)
+
+
+def test_a_copy_of_a_draft_seals_never(monkeypatch):
+  draft = draft_of()
+  for duplicate in (copy.copy, copy.deepcopy, pickle.dumps):
+    with pytest.raises(TypeError, match='neither copied nor pickled'):
+      duplicate(draft)
+  monkeypatch.setattr(os, 'getpid', lambda: 1)  # as a fork finds it
+  with pytest.raises(ValueError, match='draft: expected one of this process'):
+    sealing.seal(draft, words_of())
 
 
 def test_size_depends_on_shapes_alone():

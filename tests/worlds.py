@@ -6,8 +6,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from ppcmi_jax import channel, keyed, keyed_channel, keyring, models, tasks
 from ppcmi_jax import client as client_lib
-from ppcmi_jax import keyed, keyed_channel, keyring, models, tasks
 from ppcmi_jax import server as server_lib
 from ppcmi_jax.keyring import epochs
 from ppcmi_jax.sealed import session, vault
@@ -145,7 +145,10 @@ def write_contributions(world, folder, count=3):
     for i in range(count):
       image = rng.random((2, 32, 64, 1), np.float32)
       mask = rng.integers(0, NUM_CLASSES, (2, 32, 64), np.uint8)
-      pair = world.clients[name].contribute(world.states[name], image, mask)
+      origin = channel.Origin('train', 0, 2 * i)
+      pair = world.clients[name].contribute(
+        world.states[name], image, mask, origin
+      )
       for modality, message in zip(('image', 'mask'), pair, strict=True):
         path = folder / name / f'train-{i}.{modality}.msg'
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -154,6 +157,7 @@ def write_contributions(world, folder, count=3):
 
 
 def read(world, paths):
+  """Returns the training pairs of message files."""
   return server_lib.read_contributions(
     paths, channel=world.server_channel, latents=world.latents
-  )
+  )['train']

@@ -16,8 +16,8 @@ import numpy as np
 from benchmarks import measure, networks, query
 from benchmarks import sizes as sizes_lib
 from benchmarks.scale import arithmetic
+from ppcmi_jax import channel, contributions, input_pipeline
 from ppcmi_jax import client as client_lib
-from ppcmi_jax import contributions, input_pipeline
 from ppcmi_jax import server as server_lib
 
 DTYPES = ('int8', 'float16')  # measured in the first
@@ -86,18 +86,19 @@ def measure_costs(
 
 
 def contribution(
-  size: sizes_lib.Size, parties: query.Parties
+  size: sizes_lib.Size, parties: query.Parties, row: int = 0
 ) -> tuple[bytes, bytes]:
-  """Returns an image and a mask message of noise, of PAIRS each."""
+  """Returns an image and a mask message of noise, of PAIRS from a row on."""
+  origin = channel.Origin('train', 0, row)
   return parties.client.contribute(
-    parties.state, size.images(PAIRS), size.masks(PAIRS)
+    parties.state, size.images(PAIRS), size.masks(PAIRS), origin
   )
 
 
 def _journey(size, parties, folder, repeats) -> dict[str, Any]:
   """Returns what is measured of messages between a client and its server."""
   sent = []
-  contribute = lambda _: sent.append(contribution(size, parties))
+  contribute = lambda i: sent.append(contribution(size, parties, i * PAIRS))
   contribute_s = _seconds(contribute, range(repeats + 1)).cpu / PAIRS
   paths = []
   for i, pair in enumerate(sent):
@@ -109,7 +110,7 @@ def _journey(size, parties, folder, repeats) -> dict[str, Any]:
     channel=parties.server_channel,
     latents=size.learners().latents,
     dtype=np.float16,
-  )
+  )['train']
   # The first reading also keeps the messages' keys.
   open_s = _seconds(read, range(3)).cpu / (PAIRS * len(sent))
   pairs = read(None)

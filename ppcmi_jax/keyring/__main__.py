@@ -32,6 +32,7 @@ A key's life:
   1. hospital   enrol     makes the key, and an export: its copy for the server
   2. by hand              the export goes to the server, never by e-mail
   3. server     import    takes the key in and erases the export carried there
+                storage   makes the server's own key, once
   4. hospital   erase     erases the export that stayed behind
   5. both       rotate    at agreed times: the next key; the old one is erased
 """
@@ -122,12 +123,26 @@ def _import(options):
   return 0
 
 
+def _storage(options):
+  """Makes the server's own key, storage.key, which it trains with.
+
+  It wraps the keys of the contributions that the server keeps, and is shared
+  with nobody. Without it they open no more, and clients contribute again.
+  """
+  path = os.path.join(_folder(options), 'storage.key')
+  secret = keyring.create(path)
+  print(f'the server has a key of its own: {path}')
+  print(f'  key id  {keyring.key_id(secret)} (public)')
+  return 0
+
+
 def _rotate(options):
   """Goes on to the key of a later epoch and erases the one before.
 
   A later theft then opens no earlier message. Both sides do it at an agreed
-  time, when no message is on its way. It heals no theft, as a thief can go on
-  to the next key too: erase the key on both sides and enrol again.
+  time, when no message is on its way; programs that are running go on with the
+  new key. It heals no theft, as a thief can go on to the next key too: erase
+  the key on both sides and enrol again.
   """
   path = _key_of(options)
   before = epochs.load(path).epoch
@@ -142,8 +157,7 @@ def _rotate(options):
     )
   print(f'  key id  {key.key_id} (public)')
   print(
-    'Programs that are running keep the old key: start them anew. The other\n'
-    'side must go to the same epoch and print the same key id:\n'
+    'The other side must go to the same epoch and print the same key id:\n'
     f'  {PROGRAM} rotate --folder=FOLDER --client={key.client} '
     f'--epoch={key.epoch}'
   )
@@ -153,9 +167,10 @@ def _rotate(options):
 def _erase(options):
   """Overwrites files of keys with random bytes and deletes them.
 
-  Messages under an erased key open no more, and nobody can restore it; what a
-  server kept for training opens by its storage.key. It is best effort: flash
-  memory, snapshots and backups may keep old blocks.
+  Messages under an erased key open no more, by programs that are running
+  neither, and nobody can restore it; what a server kept for training opens by
+  its storage.key. It is best effort: flash memory, snapshots and backups may
+  keep old blocks.
   """
   if (options.path is None) == (options.client is None):
     raise ValueError('erase: expected either the PATH of a file or --client')
@@ -169,6 +184,8 @@ def _erase(options):
   for path in paths:
     epochs.erase(path)
     print(f'erased: {path}')
+  if options.client is not None:
+    epochs.erase_strays(_folder(options), options.client)
   print(
     'Flash memory, snapshots and backups may keep old blocks: see to them too.'
   )
@@ -282,6 +299,7 @@ def _parser():
   option = add('import', _import, "at the server: take in a hospital's export")
   option('--export', required=True, help='the file carried here')
   option('--client', help='refuse the key of any other client')
+  add('storage', _storage, 'at the server, once: make its own key')
   option = add('rotate', _rotate, 'at both: the next key; erase the old one')
   option('--client', required=True, help='whose key')
   option(

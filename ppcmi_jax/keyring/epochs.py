@@ -189,12 +189,32 @@ def rotate(path: str | os.PathLike[str], epoch: int | None = None) -> EpochKey:
     return _go_on(path, current, current.epoch + 1 if epoch is None else epoch)
 
 
-def follow(path: str | os.PathLike[str], epoch: int) -> EpochKey:
-  """As `rotate`, but a key that is of a later epoch by then stays as it is."""
+def follow(path: str | os.PathLike[str], key: EpochKey) -> bool:
+  """As `rotate`, to a key that was derived before.
+
+  Args:
+    path: of the key.
+    key: to go on to.
+
+  Returns:
+    Whether it is in the file now. False where that has gone on to a later epoch
+    by then, or holds another key, as of a client that was enrolled again.
+
+  Raises:
+    ValueError: as `load`, and if a file can't be written.
+  """
   path = os.fspath(path)
+  if load(path) == key:
+    return True
   with files.locked(path):
     current = load(path)
-    return current if current.epoch > epoch else _go_on(path, current, epoch)
+    try:
+      follows = ratchet(current, key.epoch) == key
+    except ValueError:  # too far ahead, or behind
+      follows = False
+    if follows:
+      _go_on(path, current, key.epoch)
+    return follows
 
 
 def _go_on(path, current, epoch):
@@ -206,12 +226,12 @@ def _go_on(path, current, epoch):
     with files.writing(path), open(path, 'r+b', buffering=0) as old:
       files.replace(path, _key_line(new))
       files.overwrite(old.fileno())
-  _erase_strays(path, current.client)
+  erase_strays(os.path.dirname(os.path.abspath(path)), current.client)
   return new
 
 
-def _erase_strays(path, client):
-  folder = os.path.dirname(os.path.abspath(path))
+def erase_strays(folder: str | os.PathLike[str], client: str) -> None:
+  """Erases what a crash left of a client's keys in a folder."""
   for name in os.listdir(folder):
     stray = os.path.join(folder, name)
     with contextlib.suppress(ValueError):  # another file, or half a key
@@ -231,6 +251,13 @@ def erase(path: str | os.PathLike[str]) -> None:
     ValueError: if it is missing, a link, none of these, or can't be written.
   """
   path = os.fspath(path)
+  # Whoever goes on to the next epoch meanwhile would put that key here.
+  is_epoch = path.endswith('.epoch') and os.path.lexists(path)
+  with files.locked(path) if is_epoch else contextlib.nullcontext():
+    _erase(path)
+
+
+def _erase(path):
   todo = 'check the path'
   try:
     file = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK)
@@ -257,18 +284,21 @@ def _install(folder, key):
   """Writes a new key and its ledger; returns the key's path."""
   _check_folder(folder)
   path = os.path.join(os.fspath(folder), f'{key.client}.epoch')
-  if os.path.lexists(path):
-    todo = 'rotate it, or erase it to enrol again'
-    raise files.error(ascii(path), 'no key of this client', 'one', todo)
-  ledger.create(path, key.epoch)
-  _write_new(path, _key_line(key))
+  with files.locked(path):
+    if os.path.lexists(path):
+      todo = 'rotate it, or erase it to enrol again'
+      raise files.error(ascii(path), 'no key of this client', 'one', todo)
+    ledger.create(path, key.epoch)
+    _write_new(path, _key_line(key))
   return path
 
 
 def _check_folder(folder):
-  # A missing one will be made, and closed to others.
-  if os.path.lexists(folder):
-    files.check_folder(os.fspath(folder))
+  """Makes a missing folder; raises ValueError for one open to others."""
+  folder = os.path.abspath(folder)
+  with files.writing(folder):
+    files.make_folders(folder)
+  files.check_folder(folder)
 
 
 def _key_line(key):

@@ -24,7 +24,7 @@ def write_new(path: str, line: bytes) -> None:
   It never replaces a file (FileExistsError); missing folders get mode 0700.
   """
   folder = os.path.dirname(os.path.abspath(path))
-  _make_folders(folder)
+  make_folders(folder)
   temporary = _write_temporary(folder, line)
   try:
     os.link(temporary, path)  # unlike rename, refuses to replace
@@ -186,6 +186,8 @@ def locked(path: str) -> Iterator[None]:
     fcntl.flock(file, fcntl.LOCK_EX)
     yield
   finally:
+    # Closing would not do: a process forked meanwhile has the file open, too.
+    fcntl.flock(file, fcntl.LOCK_UN)
     os.close(file)
 
 
@@ -220,11 +222,12 @@ def _write_temporary(folder, line):
   return temporary
 
 
-def _make_folders(folder):
+def make_folders(folder: str) -> None:
+  """Makes a folder and those above it, mode 0700, or raises OSError."""
   # os.makedirs would give intermediate folders the default mode.
   if os.path.isdir(folder):
     return
-  _make_folders(os.path.dirname(folder))
+  make_folders(os.path.dirname(folder))
   try:
     os.mkdir(folder, 0o700)
   except FileExistsError:

@@ -82,8 +82,11 @@ class Ledger:
         raise files.error('epoch', f'{known} or later', epoch, todo)
       *owner, counters = self._block
       last = counts.reserved
-      is_ours = owner == [os.getpid(), epoch]
-      if not is_ours or not counters or last - counters[0] >= WINDOW // 2:
+      is_ours = owner == [os.getpid(), epoch] and len(counters) > 0
+      # Beyond the last lie those of a ledger that this one took the place of.
+      if not is_ours or not len(counters) <= last - counters[0] + 1 <= (
+        WINDOW // 2
+      ):
         counters = range(last + 1, last + 1 + BLOCK)
         self._write(counts._replace(reserved=counters[-1]))
       self._block = (os.getpid(), epoch, counters[1:])

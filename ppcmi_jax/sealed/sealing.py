@@ -61,15 +61,20 @@ class Draft(NamedTuple):
     mix_keys: {name: uint32 [8]}, for `mixing`.
     mask_keys: {name: uint32 [8]}, for `masking`.
     seal_key: [32 bytes]; `seal` takes it out.
+    process: that may seal it: not one forked since, which has a copy.
   """
 
   header: Header
   mix_keys: dict[str, np.ndarray]
   mask_keys: dict[str, np.ndarray]
   seal_key: list[bytes]
+  process: int
 
   def __repr__(self):
     return f'Draft({self.header.message_id.hex()})'
+
+  def __reduce__(self):
+    raise TypeError('a draft seals once: it can be neither copied nor pickled')
 
 
 class Opened(NamedTuple):
@@ -128,7 +133,8 @@ def draft(
     nonce=_draw_nonce(),
   )
   envelope.check(header)
-  return Draft(header, *_derive(message_key(key, header), header.shapes))
+  keys = _derive(message_key(key, header), header.shapes)
+  return Draft(header, *keys, os.getpid())
 
 
 def seal(draft: Draft, words: ArrayLike) -> bytes:
@@ -144,7 +150,8 @@ def seal(draft: Draft, words: ArrayLike) -> bytes:
 
   Raises:
     ValueError: for words that don't fit the draft's shapes, numbers that are
-      NaN or infinite (as those of latents with a NaN are), and a used draft.
+      NaN or infinite (as those of latents with a NaN are), and a draft that was
+      used or is another process'.
   """
   header = draft.header
   words = np.asarray(words)
@@ -158,10 +165,13 @@ def seal(draft: Draft, words: ArrayLike) -> bytes:
       raise envelope.error(
         f'latent {name!r}', 'numbers', 'NaN or infinity', todo
       )
+  todo = 'draft another: two messages under one key reveal both'
+  if draft.process != os.getpid():
+    expected, found = 'one of this process', "another's"
+    raise envelope.error('draft', expected, found, todo)
   try:
     seal_key = draft.seal_key.pop()
   except IndexError:
-    todo = 'draft another: two messages under one key reveal both'
     raise envelope.error('draft', 'an unused one', 'a used one', todo) from None
   associated = envelope.pack(header)
   plain = words.astype('<u4', copy=False).tobytes()

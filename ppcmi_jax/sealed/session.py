@@ -5,9 +5,9 @@
     sealing                on the host: one AES-256-GCM
     ledger                 counters: a message is sent once and believed once
 
-A client's end holds its own epoch key, the server's those of all clients. A
+A client's end has its own epoch key, the server's those of all clients. A
 message of a later epoch is tried with the key that follows from ours; once it
-opens, ours is replaced and erased (`epochs.rotate`). Contributions are not
+opens, ours is replaced and erased (`epochs.follow`). Contributions are not
 counted: the server keeps the key of each in a `vault` and reads it as often as
 it trains, and a second one of the same name changes nothing.
 """
@@ -38,7 +38,10 @@ _MIX = mixing.mix()
 
 
 class Party:
-  """A client's epoch key and ledger, as one side holds them.
+  """A client's epoch key and ledger, as one side has them on its disk.
+
+  The key is read for every message: one that is rotated, erased or exchanged by
+  others is so for a program that runs.
 
   Args:
     path: of the epoch key.
@@ -49,36 +52,40 @@ class Party:
 
   def __init__(self, path: str | os.PathLike[str]):
     self._path = path
-    self.key = epochs.load(path)
+    epochs.load(path)
     self.ledger = ledger.Ledger(path)
+
+  @property
+  def key(self) -> epochs.EpochKey:
+    """The key now; ValueError as `epochs.load`."""
+    return epochs.load(self._path)
 
   def key_of(self, epoch: int) -> epochs.EpochKey:
     """Returns our key, or one that follows; MessageRejected for no such."""
+    key = self.key
     try:
-      return epochs.ratchet(self.key, epoch)
+      return epochs.ratchet(key, epoch)
     except ValueError:
       raise MessageRejected from None
 
-  def believe(self, header: envelope.Header) -> None:
-    """Notes a message that opened; MessageRejected if it is not new.
+  def believe(self, key: epochs.EpochKey, counter: int) -> None:
+    """Notes a message that a key opened; MessageRejected if it is not new.
 
     The key comes before the counter: a ledger of a later epoch than its key's
     would let nothing be sent. A crash in between costs nothing, as the message
     can be opened again.
     """
-    self.follow(header.epoch)
-    if not self.ledger.accept(header.epoch, header.counter):
+    self.follow(key)
+    if not self.ledger.accept(key.epoch, counter):
       raise MessageRejected
 
-  def follow(self, epoch: int) -> None:
-    """Goes on to the epoch of a message that opened.
+  def follow(self, key: epochs.EpochKey) -> None:
+    """Goes on to the key of a message that opened.
 
-    MessageRejected where the key on the disk is of a later one already.
+    MessageRejected where it is over on the disk, or none that follows there.
     """
-    if epoch > self.key.epoch:
-      self.key = epochs.follow(self._path, epoch)
-      if self.key.epoch > epoch:
-        raise MessageRejected
+    if not epochs.follow(self._path, key):
+      raise MessageRejected
 
 
 def make(
@@ -104,7 +111,7 @@ def make(
         f'{", ".join(map(repr, parties))}; enrol it, or import its key'
       )
     party = parties[route.client]
-    key = party.key  # once, as another thread may go on to the next
+    key = party.key  # once, as it may go on to the next
     message = sealing.draft(
       key.key,
       **route._asdict(),
@@ -149,21 +156,21 @@ def make(
       return _opened(_contribution(data, header, party, expected, like))
     key = party.key_of(header.epoch)
     opened = try_key(data, header, key, like, **expected, message_id=message_id)
-    party.believe(opened.header)
+    party.believe(key, opened.header.counter)
     return _opened(opened)
 
   def _contribution(data, header, party, expected, like):
     if kept is None:
       raise MessageRejected
-    key = kept.get(header.client, data)
-    if key is not None:
+    own = kept.get(header.client, data)
+    if own is not None:
       fixed = {'model_id': model_id, 'dtype': wire_dtype}
-      return sealing.reopen(data, key, like=like, **expected, **fixed)
+      return sealing.reopen(data, own, like=like, **expected, **fixed)
     key = party.key_of(header.epoch)
     opened = try_key(data, header, key, like, **expected)
     message_key = sealing.message_key(key.key, header)
     kept.put(header.client, data, message_key)
-    party.follow(header.epoch)
+    party.follow(key)
     return opened
 
   def peek(data, *, owner, like):

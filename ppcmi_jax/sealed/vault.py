@@ -50,10 +50,15 @@ class Vault:
     self._used.add(path)
 
   def forget_others(self, client: str) -> None:
-    """Erases a client's keys but those that were put or got since the start."""
-    for path in (self._folder / client).glob('*.kept'):
-      if path not in self._used:
-        files.destroy(str(path))
+    """Erases a client's keys but those that were put or got since the start.
+
+    What a crash left of any is erased, too.
+    """
+    folder = self._folder / client
+    strays = [p for p in folder.glob('.new-*') if files.STRAY.fullmatch(p.name)]
+    others = [p for p in folder.glob('*.kept') if p not in self._used]
+    for path in (*strays, *others):
+      files.destroy(str(path))
 
   def get(self, client: str, message: bytes) -> bytes | None:
     """Returns the key of a client's message, or None where none was kept.
