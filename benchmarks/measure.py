@@ -98,10 +98,11 @@ def rows(
   Returns:
     {'section', 'name', 'batch', 'p50_ms', 'p90_ms', 'repeats', 'per_s',
     'compile_s', 'flops', 'bytes', 'memory', 'flops_per_s', 'flops_share',
-    'bandwidth_share', 'roofline_share'}; what a row has not is NaN.
+    'bandwidth_share', 'roofline_share'}; what a row has not is NaN. One that
+    does not fit into the device's memory has no times.
   """
   for case in cases:
-    timed = timing.stages(case.stages, case.query, budget_s=budget_s)
+    timed = _timed(case, budget_s)
     total = timed.pop('total')
     if case.total:
       timed[case.total] = total
@@ -116,6 +117,17 @@ def rows(
         **times,
         **rates(times['p50_ms'] / 1e3, case.batch, case.costs.get(name), peaks),
       }
+
+
+def _timed(case, budget_s):
+  """Returns the times of a case; NaN where it does not fit into memory."""
+  try:
+    return timing.stages(case.stages, case.query, budget_s=budget_s)
+  except jax.errors.JaxRuntimeError as error:
+    if 'RESOURCE_EXHAUSTED' not in str(error):
+      raise
+  missing = {'p50_ms': math.nan, 'p90_ms': math.nan, 'repeats': 0}
+  return {name: missing for name, _ in case.stages} | {'total': missing}
 
 
 def rates(

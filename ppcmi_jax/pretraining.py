@@ -9,7 +9,7 @@ clients' messages opened by each other's decoders shows by how much.
 import csv
 import functools
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from absl import logging
@@ -64,44 +64,61 @@ def _load(name, directory, config, data, trainer):
 
 
 def _check_unseen(field, path, config, data):
-  """Raises ValueError if a run learnt from what is tested."""
-  rows = _seen(path.parent.parent, config)
-  if rows is None:
-    logging.warning(
-      '%s: nothing beside %s says what it was trained on; see to it that '
-      'none of it is tested on here',
-      field,
-      path,
-    )
-    return
-  for column in ('case',) if data.within_subject else ('subject', 'case'):
-    tested = {
-      str(name)
-      for parts in data.hospitals.values()
-      for name in getattr(parts['test'], column)
-    }
-    if both := sorted(tested & {row[column] for row in rows}):
-      raise ValueError(
-        f'{field}: expected a run that saw nothing of what is tested here, '
-        f'found {len(both)} of {len(tested)} test {column}s in its training '
-        f'and validation data, such as {both[0]!r}: scores would be too '
-        'good; give both runs the same split, or take one of other data'
+  """Raises ValueError if what is there learnt from what is tested."""
+  own = _data_sets(config)
+  for run in _runs_behind(path):
+    if not all((run / name).exists() for name in ('config.json', 'split.csv')):
+      logging.warning(
+        '%s: nothing beside %s says what it was trained on; see to it that '
+        'none of it is tested on here',
+        field,
+        run / 'checkpoints',
       )
+      continue
+    theirs = _data_sets(workdir_lib.read_object(run / 'config.json', 'restore'))
+    shared = dict(own.items() & theirs.items())
+    with open(run / 'split.csv', newline='', encoding='utf-8') as file:
+      rows = [row for row in csv.DictReader(file) if row['split'] != 'test']
+    for column in ('case',) if data.within_subject else ('subject', 'case'):
+      seen = {_named(row[column], theirs) for row in rows}
+      tested = {
+        _named(str(name), own)
+        for parts in data.hospitals.values()
+        for name in getattr(parts['test'], column)
+      }
+      both = sorted(name for name in tested & seen if name[0] in shared)
+      if both:
+        raise ValueError(
+          f'{field}: expected a run that saw nothing of what is tested here, '
+          f'found {len(both)} of {len(tested)} test {column}s in the training '
+          f'and validation data of {run}, such as {both[0][1]!r}: scores would '
+          'be too good; give both runs the same split, or take one of other '
+          'data'
+        )
 
 
-def _seen(run, config) -> list[dict[str, str]] | None:
-  """Returns the lines of `split.csv` that a run learnt from, of all clients.
+def _runs_behind(path) -> Iterator[pathlib.Path]:
+  """Yields the workdir of a checkpoint, and those that it began with."""
+  run = path.parent.parent
+  yield run
+  if (run / 'config.json').exists():
+    config = workdir_lib.read_object(run / 'config.json', 'restore it')
+    for directory in filter(None, config.get('pretrained', {}).values()):
+      yield from _runs_behind(pathlib.Path(directory).absolute())
 
-  None if there are none to read; no lines if its data are others.
-  """
-  if not (run / 'config.json').exists() or not (run / 'split.csv').exists():
-    return None
-  other = workdir_lib.read_object(run / 'config.json', 'restore it')
-  own = workdir_lib.essence(config.to_dict())
-  data_set = ('dataset', 'dataset_options')
-  if any(other.get(key) != own[key] for key in data_set):
-    return []
-  with open(run / 'split.csv', newline='', encoding='utf-8') as file:
-    return [
-      row for row in csv.DictReader(file) if row['split'] in ('train', 'valid')
-    ]
+
+def _data_sets(config) -> dict[str, int]:
+  """Returns {data set: the seed that it is drawn from, where it is drawn}."""
+  names, options = config['dataset'].split('+'), config['dataset_options']
+  return {
+    name: (options.get(name, {}) if len(names) > 1 else options).get('seed', 0)
+    for name in names
+  }
+
+
+def _named(name, data_sets) -> tuple[str, str]:
+  """Returns a case's or a subject's data set and its name there."""
+  for data_set in data_sets if len(data_sets) > 1 else ():
+    if name.startswith(f'{data_set}-'):
+      return data_set, name.removeprefix(f'{data_set}-')
+  return next(iter(data_sets)), name

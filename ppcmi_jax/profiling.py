@@ -11,6 +11,7 @@ from typing import Any
 
 import jax
 import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
 
 
 def cost(function: Callable[..., Any], *args: Any) -> dict[str, float]:
@@ -24,12 +25,21 @@ def cost(function: Callable[..., Any], *args: Any) -> dict[str, float]:
     As `compile_and_ask`.
   """
   cached = jax.config.jax_enable_compilation_cache
-  jax.config.update('jax_enable_compilation_cache', False)
   try:
+    _use_cache(False)
     # A new function, as JAX remembers what it compiled of an old one.
     return compile_and_ask(jax.jit(lambda *args: function(*args)), *args)[1]
   finally:
-    jax.config.update('jax_enable_compilation_cache', cached)
+    _use_cache(cached)
+
+
+def _use_cache(value: bool) -> None:
+  """Sets whether compiled programs on disk are used, from now on.
+
+  JAX asks once whether they are, and remembers.
+  """
+  jax.config.update('jax_enable_compilation_cache', value)
+  compilation_cache.reset_cache()
 
 
 def compile_and_ask(

@@ -26,6 +26,12 @@ from ppcmi_jax import (
 )
 from ppcmi_jax import examples as examples_lib
 
+# From its last checkpoint the same training would come to the same.
+_UNSTABLE = (
+  'look for NaN in the data, or train anew with a lower learning rate and '
+  'another --workdir'
+)
+
 
 class Trainer:
   """Trains one task on any number of data sets of the same shapes.
@@ -308,13 +314,11 @@ def _note(
   if not np.all(np.isfinite(losses)):
     first = step - len(losses) + int(np.argmin(np.isfinite(losses))) + 1
     raise FloatingPointError(
-      f'{title}: the loss is not finite at step {first}; lower the learning '
-      'rate or look for NaN in the data, then start again: training '
-      'continues from the last checkpoint'
+      f'{title}: the loss is not finite at step {first}; {_UNSTABLE}'
     )
   if not math.isfinite(valid_loss):
     raise FloatingPointError(
-      f'{title}: the validation loss is not finite at step {step}'
+      f'{title}: the validation loss is not finite at step {step}; {_UNSTABLE}'
     )
   if valid_loss < float(state.best_loss):
     state = state._replace(

@@ -4,6 +4,7 @@ config.json               the configuration it was started with
 split.csv                 case, subject, site, split of every example
 metrics.jsonl             one JSON line a validation
 clients.json              whose keys must be there
+secrets_name              of the folder of keys, where these are elsewhere
 secrets/                  keys, mode 0600 in folders of mode 0700: `enrolment`
   clients/  server/       sealed: of each side
   <client>.key            klt, official: of a client and the server
@@ -56,15 +57,18 @@ def write_bytes(path: pathlib.Path, data: bytes, *, mode: int = 0o666) -> None:
 
 
 def essence(config: Mapping[str, Any]) -> dict[str, Any]:
-  """Returns a configuration as JSON keeps it, less the places of data."""
+  """Returns a configuration as JSON keeps it, less what is no part of a run.
+
+  Where its data are is none, nor how many networks train at once.
+  """
   kept = json.loads(json.dumps(config))
-  for place in ('data_dir', 'manual_dir'):  # no part of what a run is
-    kept.pop(place, None)
+  for name in ('data_dir', 'manual_dir', 'side_by_side'):
+    kept.pop(name, None)
   return kept
 
 
 # What a start leaves that fails before anything is made of its configuration.
-_OF_ANY_START = {'config.json', 'split.csv', 'secrets', '.lock'}
+_OF_ANY_START = {'config.json', 'split.csv', 'secrets', 'secrets_name', '.lock'}
 
 
 class Workdir:
@@ -119,11 +123,18 @@ class Workdir:
 
   @property
   def secrets(self) -> pathlib.Path:
-    """Where keys are; PPCMI_JAX_SECRETS_ROOT of the environment overrides."""
+    """Where keys are.
+
+    Below PPCMI_JAX_SECRETS_ROOT of the environment, if that is set, in a folder
+    that no other run has.
+    """
     elsewhere = os.environ.get('PPCMI_JAX_SECRETS_ROOT')
-    if elsewhere:
-      return pathlib.Path(elsewhere).absolute()
-    return self.path / 'secrets'
+    if not elsewhere:
+      return self.path / 'secrets'
+    note = self.path / 'secrets_name'
+    if not note.exists():
+      write_text(note, f'{self.path.name}-{os.urandom(4).hex()}\n')
+    return pathlib.Path(elsewhere).absolute() / note.read_text().strip()
 
   def checkpoints(self, task: str) -> pathlib.Path:
     return self.path / 'checkpoints' / task
@@ -174,9 +185,8 @@ class Workdir:
     return names <= _OF_ANY_START and not any(self.secrets.iterdir())
 
   def _read_config(self):
-    return read_object(
-      self.path / 'config.json', 'restore it or choose another --workdir'
-    )
+    remedy = 'restore it or choose another --workdir'
+    return essence(read_object(self.path / 'config.json', remedy))
 
   def _write_config(self):
     text = json.dumps(self._config, indent=2, sort_keys=True)

@@ -130,6 +130,21 @@ def test_rows_have_stages_and_totals():
   assert table.rows[0][table.headers.index('MiB')] == 1
 
 
+def test_what_does_not_fit_is_a_row_without_times():
+  def fail(_):
+    raise jax.errors.JaxRuntimeError(text)
+
+  cost = measure.Cost(1.0, 4e9, 1e9, 7)
+  case = measure.Case([('step', fail)], 64, {'step': cost})
+  find = lambda: [*measure.rows('s', [case], peaks=PEAKS, budget_s=0.1)]
+  text = 'RESOURCE_EXHAUSTED: Out of memory'
+  (row,) = find()
+  assert row['memory'] == 7 and np.isnan(row['p50_ms']) and not row['repeats']
+  text = 'INTERNAL: another'
+  with pytest.raises(jax.errors.JaxRuntimeError, match='INTERNAL'):
+    find()
+
+
 def test_several_calls_are_timed_as_one():
   slept = [('nap', lambda _: time.sleep(0.02))]
   (once,) = measure.rows(

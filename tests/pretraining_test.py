@@ -2,6 +2,7 @@
 
 import gc
 import logging
+import shutil
 
 import jax
 import numpy as np
@@ -76,6 +77,37 @@ def test_what_was_seen_is_not_tested_on(other, column):
     ValueError, match=rf"pretrained\.image: .* test {column}s .* as 's0"
   ):
     load(config, swapped)
+
+
+def test_another_view_of_the_same_data_is_no_way_round(other):
+  run, data, _ = other
+  config = config_of('', run.checkpoints('image_1'))
+  config.dataset_options.size = 256
+  with pytest.raises(ValueError, match=r"such as 's0"):
+    load(config, other_data_of(data))
+  config.dataset = 'phantom+abdomen'
+  config.dataset_options = {'phantom': {'seed': 0}}
+  parts = other_data_of(data).hospitals['1']
+  test = parts['test']._replace(
+    case=np.array([f'phantom-{name}' for name in parts['test'].case])
+  )
+  joined = data._replace(
+    within_subject=True, hospitals={'1': {**parts, 'test': test}}
+  )
+  with pytest.raises(ValueError, match=r"such as 's0"):
+    load(config, joined)
+
+
+def test_what_a_run_began_with_counts_too(other, tmp_path):
+  run, data, _ = other
+  config = config_of('', run.checkpoints('image_1'))
+  config.dataset_options.seed = 1  # of other data, but for its beginning
+  second = workdir.Workdir(tmp_path / 'second', config.to_dict())
+  shutil.copytree(run.checkpoints('image_1'), second.checkpoints('image_1'))
+  shutil.copy(run.path / 'split.csv', second.path)
+  third = config_of('', second.checkpoints('image_1'))
+  with pytest.raises(ValueError, match=f'validation data of {run.path}, such'):
+    load(third, other_data_of(data))
 
 
 def test_other_data_may_have_the_same_names(other):

@@ -5,6 +5,7 @@ import time
 import jax
 import jax.numpy as jnp
 import pytest
+import scripts
 
 from ppcmi_jax import profiling
 
@@ -40,6 +41,31 @@ def test_profile_waits_for_the_arrays(monkeypatch):
   stages = [('a', lambda _: {'z': jnp.ones(3)}), ('b', lambda x: (x, b'wire'))]
   profiling.profile(stages, repeats=1, warmup=0)
   assert [type(x) for x in waited] == [type(None), dict, tuple]
+
+
+def test_costs_are_of_a_compilation_though_the_cache_has_it(tmp_path):
+  code = f"""
+import jax, jax.numpy as jnp
+from ppcmi_jax import profiling
+jax.config.update('jax_compilation_cache_dir', {str(tmp_path)!r})
+jax.config.update('jax_persistent_cache_min_compile_time_secs', 0)
+events = []
+jax.monitoring.register_event_listener(lambda name, **_: events.append(name))
+hits = lambda: sum('cache_hits' in name for name in events)
+x = jnp.ones(5)
+jax.jit(lambda x: x + 1)(x)
+before = hits()
+profiling.cost(lambda x: x * 2, x)
+assert hits() == before, events
+jax.jit(lambda x: x + 3)(x)
+print(hits() > before)
+"""
+  runs = [scripts.finish(scripts.start('-c', code)) for _ in range(2)]
+  # The second finds what the first has made, and behind the costs still does.
+  assert [(code, out) for code, out, _ in runs] == [
+    (0, 'False\n'),
+    (0, 'True\n'),
+  ]
 
 
 @pytest.mark.parametrize(

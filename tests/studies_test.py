@@ -120,7 +120,7 @@ def test_a_stopped_study_goes_on(tmp_path, monkeypatch, capsys):
   assert spent > 0 and first['minutes'] == f'{spent:.1f}'
   assert first['leaves the hospital'] == 'images and masks'
   assert second['leaves the hospital'] == 'nothing'
-  assert first['steps x batch'] == f'4 x {config.baseline_batch_size}'
+  assert first['at most, steps x batch'] == f'4 x {config.baseline_batch_size}'
   assert math.isnan(first['alone']) and 0 <= first['prior'] <= 1
   assert float(second['KiB sent']) == 0 < float(first['KiB sent'])
   assert first['Dice'].value == pytest.approx(

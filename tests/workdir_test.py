@@ -101,8 +101,8 @@ def test_what_was_made_of_a_configuration_keeps_it(tmp_path, made):
 
 def test_keys_elsewhere_keep_a_configuration_too(tmp_path, monkeypatch):
   monkeypatch.setenv('PPCMI_JAX_SECRETS_ROOT', str(tmp_path / 'keys'))
-  workdir.Workdir(tmp_path / 'run', CONFIG)
-  (tmp_path / 'keys' / 'a.key').write_text('')
+  folder = workdir.Workdir(tmp_path / 'run', CONFIG)
+  (folder.secrets / 'a.key').write_text('')
   assert 'seed was 1, now 2' in refused(tmp_path / 'run', OTHER)
 
 
@@ -219,6 +219,21 @@ def test_nothing_was_logged_before_the_first_line(tmp_path):
 def test_secrets_may_live_elsewhere(tmp_path, monkeypatch):
   monkeypatch.setenv('PPCMI_JAX_SECRETS_ROOT', str(tmp_path / 'safe' / 'keys'))
   folder = workdir.Workdir(tmp_path / 'run', {'seed': 0})
-  assert folder.secrets == tmp_path / 'safe' / 'keys'
-  assert folder.secrets.stat().st_mode & 0o777 == 0o700
+  secrets = folder.secrets
+  assert secrets.parent == tmp_path / 'safe' / 'keys'
+  assert secrets.name.startswith('run-')
+  assert secrets.stat().st_mode & 0o777 == 0o700
   assert not (tmp_path / 'run' / 'secrets').exists()
+  # Each run has its own, and finds it again wherever it is moved.
+  assert workdir.Workdir(tmp_path / 'a/run', {}).secrets != secrets
+  folder.path.rename(tmp_path / 'moved')
+  again = workdir.Workdir(tmp_path / 'moved', {'seed': 0}, create=False)
+  assert again.secrets == secrets
+
+
+def test_how_many_train_at_once_is_no_part_of_a_run(tmp_path):
+  workdir.Workdir(tmp_path, {'seed': 0, 'side_by_side': 3})
+  workdir.Workdir(tmp_path, {'seed': 0, 'side_by_side': 1}, create=False)
+  # Nor in a folder that says it.
+  (tmp_path / 'config.json').write_text('{"seed": 0, "side_by_side": 2}')
+  workdir.Workdir(tmp_path, {'seed': 0}, create=False)

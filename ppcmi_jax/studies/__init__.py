@@ -139,8 +139,11 @@ def _folder(root, variant) -> pathlib.Path:
 
 def _runs(root) -> list[tuple[pathlib.Path, dict[str, Any]]]:
   """Returns the folder and the configuration of every run of the workdir."""
+  read = lambda file: workdir.read_object(
+    file, 'restore it or delete its folder'
+  )
   return [
-    (file.parent, workdir.read_object(file, 'restore it or delete its folder'))
+    (file.parent, workdir.essence(read(file)))
     for file in sorted(root.glob('*/config.json'))
   ]
 

@@ -38,7 +38,7 @@ def build(
     f'{config.image_size}, test split.',
     ['variant', 'Dice', *(f'of {name}' for name in names), 'prior', 'alone',
      'HD95', 'ASD', 'worst structure', 'parameters', 'GFLOP', 'ms', 'KiB sent',
-     'steps x batch', 'minutes', 'leaves the hospital'],
+     'at most, steps x batch', 'minutes', 'leaves the hospital'],
     rows,
     'Dice, HD95, ASD: mean over the structures, then over the clients that '
     'have any, with a 95 % bootstrap interval over\nsubjects where there are '
@@ -46,9 +46,10 @@ def build(
     'prior: Dice of the\nbest constant mask. alone: Dice of what the image '
     'autoencoder tells without the server. worst structure: lowest Dice\nof a '
     'client and structure. parameters, GFLOP: of a query. ms: median of a '
-    'query of batch 1. KiB sent: of a query,\none way. steps x batch: of the '
-    'image and the mask autoencoder of each client, and of the mapping '
-    'network; or of the\nbaseline. minutes: of its trainings, added up where '
+    'query of batch 1. KiB sent: of a query,\none way. at most, steps x batch: '
+    'of the image and the mask autoencoder of each client, and of the mapping '
+    'network; or of the\nbaseline; fewer where a training stopped early. '
+    'minutes: of its trainings, added up where '
     'they went side by side, less what was copied from an\nearlier variant.'
     + any('epsilon' in results for results in done.values())
     * (
