@@ -86,6 +86,15 @@ def test_a_known_encoder_opens_unpaired_messages(latents, transform):
   assert permuted or errors['b'] < trivial['b']
 
 
+@pytest.mark.parametrize('count', [5, 40])
+def test_procrustes_of_any_number_of_rows(count):
+  w, targets = np.random.default_rng(count).normal(size=(2, count, 12))
+  rotation = ciphertext_only._rotation(w, targets)
+  np.testing.assert_allclose(rotation @ rotation.T, np.eye(12), atol=1e-9)
+  found = np.sum(rotation * (w.T @ targets))
+  assert found == pytest.approx(np.linalg.norm(w.T @ targets, 'nuc'))
+
+
 def test_order_and_rotation_help_each_other():
   """Public images are brighter here, which misleads a rotation alone."""
   pixels, _ = synthetic.images(90)

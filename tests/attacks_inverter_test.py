@@ -106,6 +106,23 @@ def test_uniform_words_stay_at_the_mean_image(images):
   assert psnr == pytest.approx(of_prior, abs=0.1)
 
 
+def test_what_other_images_have_in_common_is_not_taken_for_a_leak(images):
+  rng = np.random.default_rng(0)
+  words = {'s3': rng.random((COUNT + HELD, 8, 8, 16), np.float32)}
+  own = np.arange(COUNT) < 10
+  pairs = np.where(own[:, None, None, None], images[:COUNT], 1 - images[:COUNT])
+  attack = inverter.fit(
+    part(words, slice(COUNT)),
+    pairs,
+    prior=images[:10].mean(0),
+    judge=own,
+    **OPTIONS,
+  )
+  held = slice(COUNT, None)
+  psnr, of_prior = evaluate(attack, part(words, held), images[held])
+  assert psnr == pytest.approx(of_prior, abs=0.1)
+
+
 def test_one_pair_of_uniform_words_tells_nothing(images):
   words = np.random.default_rng(0).random((20, 8, 8, 16), np.float32)
   attack = inverter.fit(

@@ -168,16 +168,20 @@ def likelihood(back: np.ndarray, public: np.ndarray) -> np.ndarray:
 
 def _fit_scale(w, public, permuted, num_programmed, options):
   size, mean = w.shape[-1], w.mean(axis=0)
-  rows, known = w.reshape(-1, size), public.reshape(-1, size)
+  rows = w.reshape(-1, size)
   programmed = w[:num_programmed].reshape(-1, size)
   if len(rows) > _ROWS:
     rng = np.random.default_rng(options['seed'])
     rows = rows[rng.choice(len(rows), _ROWS, replace=False)]
-  best, _ = _transport(_mean_maps(mean, public, permuted), rows, known)
+  values = _spread(public.reshape(-1, size), len(rows))
+  best, _ = _transport(_mean_maps(mean, public, permuted), rows, values)
   ordered = not permuted
   if permuted:
-    other, _ = _transport(_components(rows, known), rows, known)
-    tries = [_alternate(start, w, public, rows) for start in (best, other)]
+    components = _components(rows, public.reshape(-1, size))
+    other, _ = _transport(components, rows, values)
+    tries = [
+      _alternate(start, w, public, rows, values) for start in (best, other)
+    ]
     best, _, ordered = max(tries, key=lambda t: t[1])
   # Where positions are in order the estimate says where to look.
   guesses = best.rotation if ordered else None
@@ -187,16 +191,17 @@ def _fit_scale(w, public, permuted, num_programmed, options):
     if ordered:
       names = alignment.assign(found.directions.T @ best.rotation)
     else:
-      names = alignment.match(_quantiles(known), _quantiles(exact))
+      known = _spread(public.reshape(-1, size), _QUANTILES)
+      names = alignment.match(known.T, _spread(exact, _QUANTILES).T)
     fixed = np.zeros((size, size))
     fixed[:, names] = found.directions
-    best, _ = _transport(best, rows, known, fixed)
+    best, _ = _transport(best, rows, values, fixed)
     best.latent_mean[names] = exact.mean(axis=0)
   order = _likeliest(best, w, public)[0] if permuted else np.arange(w.shape[1])
   return best._replace(order=order)
 
 
-def _alternate(start, w, public, rows):
+def _alternate(start, w, public, rows, values):
   """Lets the order of positions and the rotation improve each other.
 
   Returns:
@@ -205,11 +210,10 @@ def _alternate(start, w, public, rows):
   """
   order, best_score = _likeliest(start, w, public)
   best, moved, mean = start, len(order), w.mean(axis=0)
-  known = public.reshape(-1, w.shape[-1])
   for _ in range(_ROUNDS):
     placed = np.empty_like(mean)
     placed[order] = mean
-    fit, _ = _transport(_mean_maps(placed, public, False), rows, known)
+    fit, _ = _transport(_mean_maps(placed, public, False), rows, values)
     again, score = _likeliest(fit, w, public)
     changed = np.sum(again != order)
     if score > best_score:
@@ -251,9 +255,9 @@ def _pose(latents, observed, rotation):
   return alignment.Isometry(rotation, 1.0, *means, np.zeros(0, np.int64))
 
 
-def _quantiles(values):
-  """Returns the quantile functions of columns, float [columns, quantiles]."""
-  return np.quantile(values, np.linspace(0, 1, _QUANTILES + 2)[1:-1], axis=0).T
+def _spread(values, count):
+  """Returns so many quantiles of each column, float [count, columns]."""
+  return np.quantile(values, (np.arange(count) + 0.5) / count, axis=0)
 
 
 def _rotation(w, targets, fixed=None):
@@ -261,6 +265,13 @@ def _rotation(w, targets, fixed=None):
 
   `fixed`, float [C, C], has the columns of Q that are known, or else zeros.
   """
+  count = len(w)
+  if fixed is None and count < w.shape[1]:  # by the rows, and any complement
+    (a, r), (b, s) = (np.linalg.qr(x.T, mode='complete') for x in (w, targets))
+    left, _, right = np.linalg.svd(r[:count] @ s[:count].T)
+    return a[:, :count] @ left @ right @ b[:, :count].T + (
+      a[:, count:] @ b[:, count:].T
+    )
   product = w.T @ targets
   if fixed is None:
     left, _, right = np.linalg.svd(product)
@@ -274,14 +285,12 @@ def _rotation(w, targets, fixed=None):
   return rotation
 
 
-def _transport(start, rows, known, fixed=None):
-  """Alternates transport of each channel and Procrustes.
+def _transport(start, rows, values, fixed=None):
+  """Alternates transport of each channel to sorted values and Procrustes.
 
   Returns:
     (the estimate, the mean squared distance that remains to be moved).
   """
-  ranks = (np.arange(len(rows)) + 0.5) / len(rows)
-  values = np.quantile(known, ranks, axis=0)
   fit = start
   for _ in range(_ITERATIONS):
     back = alignment.rotate_back(fit, rows)

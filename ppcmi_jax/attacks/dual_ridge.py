@@ -23,8 +23,10 @@ def fit(
   y: np.ndarray,
   group: np.ndarray,
   rng: np.random.Generator,
+  *,
+  judged: np.ndarray | None = None,
 ) -> tuple[Callable[[np.ndarray], np.ndarray], np.ndarray]:
-  """Regresses y [n, D] on x [n, F], both centred by the caller.
+  """Regresses y [n, D] on x [n, F], without a constant.
 
   The penalty is that of the smallest error of groups that are left out, in
   closed form; an infinite one, which predicts zero, is among them. Rows that
@@ -35,6 +37,7 @@ def fit(
     y: targets.
     group: int [n], rows with the same number are left out together.
     rng: chooses rows where there are more than 2048.
+    judged: bool [n], the rows whose errors count; all by default.
 
   Returns:
     The prediction, a function of x, and the predictions of y, each made by
@@ -44,22 +47,29 @@ def fit(
   if len(x) > _LARGEST:
     rows = rng.choice(len(x), _LARGEST, replace=False)
   some, truth = x[rows], y[rows]
+  counts = slice(None) if judged is None else judged[rows]
   groups = [np.flatnonzero(group[rows] == g) for g in np.unique(group[rows])]
   values, vectors = np.linalg.eigh((some @ some.T).astype(np.float64))
-  values = np.maximum(values, 0)
-  best = np.sum(np.square(truth)), np.zeros_like(truth), truth
+  values, turned = np.maximum(values, 0), vectors.T @ truth
+  best = np.sum(np.square(truth[counts])), np.zeros_like(truth), truth
   for penalty in _PENALTIES * max(values.mean(), 1e-12):
-    inverse = (vectors / (values + penalty)) @ vectors.T
-    weights = inverse.astype(y.dtype) @ truth
-    error = np.empty_like(weights)
+    shrunk = vectors / (values + penalty)
+    weights, error = shrunk @ turned, np.empty_like(truth)
     for one in groups:
-      error[one] = np.linalg.solve(inverse[np.ix_(one, one)], weights[one])
-    if np.sum(np.square(error)) < best[0]:
-      best = np.sum(np.square(error)), weights, error
+      block = shrunk[one] @ vectors[one].T
+      error[one] = np.linalg.solve(block, weights[one])
+    loss = np.sum(np.square(error[counts]))
+    if loss < best[0]:
+      best = loss, weights.astype(y.dtype), error
   _, weights, error = best
 
+  # Whichever takes less: by the rows that were learnt from, or by features.
+  features, outputs = some.shape[1], weights.shape[1]
+  primal = features * outputs <= len(some) * (features + outputs)
+  slope = some.T @ weights if primal else None
+
   def predict(x):
-    return x @ some.T @ weights
+    return x @ some.T @ weights if slope is None else x @ slope
 
   left_out = predict(x)
   left_out[rows] = truth - error

@@ -21,14 +21,16 @@ but not the whole attack. `position_order` finds it: at the right place the
 latents of P messages are alike where the P images are. And a ridge regression
 from all that is observed to all pixels, in its dual form of rank P, does not
 change under any constant orthogonal map, whatever it mixes. It, or one shared
-by all positions if that foretells better, comes first; the decoder learns what
-to add. Below five images, too few to train it, the regression is the attack.
-Sources: the inversion networks of Dosovitskiy and Brox (CVPR 2016); the
-likeness is CKA (Kornblith et al., ICML 2019).
+by all positions, of all scales or the finest alone, as foretells better, comes
+first; the decoder learns what to add. Below five images, too few to train it,
+the regression is the attack. Sources: the inversion networks of Dosovitskiy and
+Brox (CVPR 2016); the likeness is CKA (Kornblith et al., ICML 2019).
 
 Everything is added to the attacker's prior, the mean image, as far as pairs
 that were left out gain by it (`fitting`), so that without information the
-attack stays at its prior.
+attack stays at its prior. Pairs that are unlike what is to be opened, such as
+images of other hospitals, help to learn and do not judge: their own mean would
+pass for something learnt.
 
 Axes: N messages, P positions, H, h height, W, w width, C channels.
 """
@@ -103,22 +105,26 @@ def fit(
   scales: Sequence[str] | None = None,
   prior: np.ndarray | None = None,
   source: ArrayLike | None = None,
+  judge: ArrayLike | None = None,
   width: int = 64,
   seed: int = 0,
   **options,
 ) -> Inverter:
   """Trains an inverter on the attacker's pairs.
 
-  A fifth of the sources is held out to stop training.
+  A fifth of the sources that judge is held out to stop training.
 
   Args:
     observed: {scale: float32 [P, h, w, C]}, what crossed the wire.
     images: float32 [P, H, W, C] in [0, 1], what it carried.
-    scales: those to use; all by default.
+    scales: those to use, or the finest of them if that foretells better; all
+      by default.
     prior: float32 [H, W, C], the mean of any images the attacker has; by
       default that of `images`, or their mean grey below five sources.
     source: int [P], of which image each pair is a copy; by default each of its
       own.
+    judge: bool [P], the pairs that are like what is to be opened, which alone
+      say how much was learnt; by default, and of fewer than five sources, all.
     width: of the decoder.
     seed: of the held-out choice, the initialisation and the batches.
     **options: of `fitting.fit`.
@@ -141,19 +147,14 @@ def fit(
   source = np.arange(count) if source is None else np.asarray(source)
   if source.shape != (count,):
     raise ValueError(f'source: expected [{count}], found {list(source.shape)}')
-  names, index = np.unique(source, return_inverse=True)
   if prior is None:
-    few = images.mean() if len(names) < FEW_PAIRS else images.mean(0)
-    prior = np.broadcast_to(few, images.shape[1:])
+    few = len(np.unique(source)) < FEW_PAIRS
+    mean = images.mean() if few else images.mean(0)
+    prior = np.broadcast_to(mean, images.shape[1:])
   prior = np.asarray(prior, np.float32)
 
   rng = np.random.default_rng(seed)
-  place = np.argsort(rng.permutation(len(names)))[index]
-  rows = np.argsort(place, kind='stable')
-  train, valid = rows, rows[:0]
-  if len(names) >= FEW_PAIRS:
-    train, valid = np.split(rows, [np.sum(place < -(-4 * len(names) // 5))])
-
+  train, valid, judges = _parted(source, judge, rng)
   orders = {}
   for name, z in observed.items() if len(valid) else ():
     order = position_order.recover(z[train], images[train])
@@ -172,9 +173,10 @@ def fit(
     return {**z, 'prior': np.repeat(hint, len(next(iter(z.values()))), 0)}
 
   z, target = inputs(observed), images - prior
-  base, left_out = _linear(
-    examples.take(z, train), target[train], _folds(index[train]), rng
+  chosen, base, left_out = _linear(
+    examples.take(z, train), target[train], _folds(source[train]), judges, rng
   )
+  z = {k: z[k] for k in chosen}
   residual = target - base(z)
   residual[train] = target[train] - left_out
 
@@ -201,6 +203,7 @@ def fit(
 
   def predict(messages):
     z = inputs(_apply_orders(_chosen(messages, scales), orders))
+    z = {k: z[k] for k in chosen}
     image = prior + base(z)
     for i in range(0, len(image) if params else 0, 16):
       part = slice(i, i + 16)
@@ -208,6 +211,23 @@ def fit(
     return np.clip(image, 0, 1)
 
   return Inverter(predict, prior, orders)
+
+
+def _parted(source, judge, rng):
+  """Returns the rows to learn from, those held out, and who of the first judge.
+
+  Those to learn from begin with the ones that judge.
+  """
+  judge = np.ones(len(source), bool) if judge is None else np.asarray(judge)
+  if len(np.unique(source[judge])) < FEW_PAIRS:
+    judge = np.ones(len(source), bool)
+  names = np.unique(source[judge])
+  few = len(names) < FEW_PAIRS
+  held = rng.permutation(names)[: 0 if few else len(names) // 5]
+  is_held = np.isin(source, held)
+  rows = np.argsort(~judge, kind='stable')
+  train = rows[~is_held[rows]]
+  return train, np.flatnonzero(is_held & judge), judge[train]
 
 
 def _folds(source):
@@ -220,17 +240,21 @@ def _folds(source):
   return place * _FOLDS // max(len(names), _FOLDS)
 
 
-def _linear(z, target, fold, rng):
-  """Fits the better of two linear maps from latents to targets [P, H, W, C].
+def _linear(z, target, fold, judges, rng):
+  """Fits the best of four linear maps from latents to targets [P, H, W, C].
 
-  One maps all positions to all pixels, the other each position of the finest
-  scale to the cell of pixels under it, alike for all positions. Which is better
-  is judged by folds that are left out; with one, by single rows.
+  Two map all positions to all pixels, two each position of the finest scale to
+  the cell of pixels under it, alike for all positions; one of the two from all
+  scales, one from the finest alone, as more to look at is more to mistake.
+  Which is best is judged by folds that are left out; with one, by quarters of
+  the image.
 
   Returns:
-    The map, and its predictions of the targets, each made without its fold.
+    The names of what the map takes, the map, and its predictions of the
+    targets, each made without its fold.
   """
   sides, shape = z['prior'].shape[1:3], target.shape[1:]
+  cells = lambda y: position_order.cells(y, sides)
 
   def all_positions(z):
     parts = [z[k].reshape(len(z[k]), -1) for k in sorted(z) if k != 'prior']
@@ -248,38 +272,47 @@ def _linear(z, target, fold, rng):
       parts.append(a.reshape(len(a) * sides[0] * sides[1], -1))
     return np.concatenate(parts, axis=1)
 
-  def fit_one(features, split, join, at_once):
+  def fit_one(names, features, split, join, at_once):
     def apply(z):
       parts = range(0, len(z['prior']), at_once)
       rows = (examples.take(z, slice(i, i + at_once)) for i in parts)
       return np.concatenate([join(predict(features(part))) for part in rows])
 
-    first = slice(at_once)
-    x, y = features(examples.take(z, first)), split(target[first])
-    group = np.repeat(fold[first], len(x) // len(fold[first]))
-    if fold.max() == 0:
-      group = np.arange(len(x))
-    predict, left_out = dual_ridge.fit(x, y, group, rng)
-    guess = apply(z)
+    some, first = {k: z[k] for k in names}, slice(at_once)
+    x, y = features(examples.take(some, first)), split(target[first])
+    each = len(x) // len(fold[first])
+    group = np.repeat(fold[first], each)
+    if fold.max() == 0 and each > 1:  # neighbours foretell each other
+      row, column = np.indices(sides) * 2 // np.reshape(sides, (2, 1, 1))
+      group = np.tile((2 * row + column).ravel(), len(fold[first]))
+    predict, left_out = dual_ridge.fit(
+      x, y, group, rng, judged=np.repeat(judges[first], each)
+    )
+    guess = apply(some)
     guess[first] = join(left_out)
-    return np.sum(np.square(target - guess)), apply, guess
+    error = np.sum(np.square(target - guess)[judges])
+    return error, (names, apply, guess)
 
-  cells = lambda y: position_order.cells(y, sides)
+  finest = max(z.keys() - {'prior'}, key=lambda k: z[k].shape[1:3])
   found = [
-    fit_one(
-      all_positions,
-      lambda y: y.reshape(len(y), -1),
-      lambda y: y.reshape(-1, *shape),
-      len(target),
-    ),
-    fit_one(
-      one_position,
-      lambda y: cells(y).reshape(-1, cells(y[:1]).shape[-1]),
-      lambda y: position_order.join_cells(y, sides, shape),
-      max(1, _ROWS // (sides[0] * sides[1])),
-    ),
+    fit_one(names, *how)
+    for names in dict.fromkeys((tuple(sorted(z)), (finest, 'prior')))
+    for how in (
+      (
+        all_positions,
+        lambda y: y.reshape(len(y), -1),
+        lambda y: y.reshape(-1, *shape),
+        len(target),
+      ),
+      (
+        one_position,
+        lambda y: cells(y).reshape(-1, cells(y[:1]).shape[-1]),
+        lambda y: position_order.join_cells(y, sides, shape),
+        max(1, _ROWS // (sides[0] * sides[1])),
+      ),
+    )
   ]
-  return min(found, key=lambda one: one[0])[1:]
+  return min(found, key=lambda one: one[0])[1]
 
 
 def _apply_orders(observed, orders):

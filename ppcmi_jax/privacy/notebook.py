@@ -15,12 +15,14 @@ import numpy as np
 from ppcmi_jax import checkpoints, workdir
 
 RESULTS, EXAMPLES = 'privacy.json', 'privacy_examples.npz'
+VERSION = 2  # of the attacks; raise it where their figures change
 
 
 class Notebook:
   """Cells and drawings as they come, in a folder or in memory alone.
 
-  What a folder holds of other networks, or damaged, is left behind.
+  What a folder holds of other networks or earlier attacks, or damaged, is left
+  behind.
 
   Args:
     folder: to keep `RESULTS` and `EXAMPLES` in, or None.
@@ -37,7 +39,7 @@ class Notebook:
       return
     try:
       kept = json.loads((self._folder / RESULTS).read_text())
-      if kept['networks'] == self._digest:
+      if (kept['networks'], kept['version']) == (self._digest, VERSION):
         self._cells = kept['cells']
         with np.load(self._folder / EXAMPLES) as drawn:
           self._drawn = dict(drawn)
@@ -59,7 +61,8 @@ class Notebook:
       return
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **self._drawn)
-    text = json.dumps({'networks': self._digest, 'cells': self._cells})
+    kept = {'version': VERSION, 'networks': self._digest, 'cells': self._cells}
+    text = json.dumps(kept)
     # Drawings first: whatever has a cell has its drawing.
     workdir.write_bytes(self._folder / EXAMPLES, buffer.getvalue())
     workdir.write_text(self._folder / RESULTS, text)

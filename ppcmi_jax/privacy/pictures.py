@@ -149,6 +149,7 @@ def learned(most: int, scales: tuple[str, ...] | None = None) -> Attack:
       scales=scales,
       prior=setting.prior,
       source=setting.source[rows],
+      judge=np.isin(rows, setting.groups['own']),
       width=32,
       steps=max(STEPS, len(rows)),
       batch_size=8,

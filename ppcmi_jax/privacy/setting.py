@@ -62,6 +62,8 @@ class Setting(NamedTuple):
     public: () -> {scale: float32 [., h, w, C]}, latents of others and of copies
       of them, in the share that messages have; where there are others.
     visits: () -> (Visits, their latents).
+    once: (key, make) -> what make() gave when the key was first asked for: what
+      an attack does likewise against several protections.
   """
 
   victim: str
@@ -81,6 +83,7 @@ class Setting(NamedTuple):
   own_decode: Callable[[Latents], np.ndarray]
   public: Callable[[], Latents]
   visits: Callable[[], tuple[visits_lib.Visits, Latents]]
+  once: Callable[[Any, Callable[[], Any]], Any]
 
   def known(self, most: int = MAX_KNOWN) -> np.ndarray:
     """Returns the rows of which the attacker has image and message.
@@ -169,6 +172,13 @@ def build(config: Any, run: Any, *, seed: int = 0) -> Setting:
     found = visits_lib.collect(config, data[victim], most=most, seed=seed + 1)
     return found, encode(found.image) if len(found.image) else {}
 
+  made = {}
+
+  def once(key, make):
+    if key not in made:
+      made[key] = make()
+    return made[key]
+
   return Setting(
     victim=victim,
     accomplice=accomplice,
@@ -187,6 +197,7 @@ def build(config: Any, run: Any, *, seed: int = 0) -> Setting:
     own_decode=_decoder(model, run.hospitals[client].state.image),
     public=public,
     visits=visits,
+    once=once,
   )
 
 

@@ -17,6 +17,7 @@ from ppcmi_jax.attacks import (
 )
 from ppcmi_jax.privacy import cells, pictures
 
+PROGRAMS = 4  # linear ones, at most, for each channel that is looked for
 SEEDS = 256  # tried, the right one among them
 OWN_CASES = 200  # of the attacker on outlines, at most
 STEPS = 600
@@ -33,26 +34,26 @@ THREATS = {
 def channels(most: int) -> pictures.Attack:
   """Finds channels of the finest scale without encoder or pairs, in per cent.
 
-  The trivial level is 0: none is found by chance. Where secrets are fresh, each
-  message is by itself, and only the first is looked at.
+  The trivial level is 0: none is found by chance. Linear programs take some
+  messages only (`pictures.programmed`). Where secrets are fresh, each message
+  is by itself, and only the first is looked at.
   """
 
   def attack(setting, protection):
     rows = pictures.programmed(setting)[:most]
     if protection == 'klt, fresh keys':
       rows = rows[:1]
-    seen = examples.take(setting.seen(protection), rows)
-    latents = examples.take(setting.latents, rows)
+    finest = max(setting.latents, key=lambda k: setting.latents[k].shape[1])
+    latents = {finest: setting.latents[finest][rows]}
+    count = latents[finest].shape[-1]
     found = ciphertext_only.channels(
-      seen, tolerance=pictures.TOLERANCE, max_programs=pictures.MAX_PROGRAMS
+      {finest: setting.seen(protection)[finest][rows]},
+      tolerance=pictures.TOLERANCE,
+      max_programs=PROGRAMS * count,
     )
     # Rounded to float16 on the wire, an exact channel is off by so much.
     shares = ciphertext_only.exact_channels(found, latents, tolerance=2e-2)
-    finest = max(latents, key=lambda name: latents[name].shape[1])
-    note = f'messages: {len(rows)}; ' + ', '.join(
-      f'{name} {100 * share:.0f} %' for name, share in shares.items()
-    )
-    count = latents[finest].shape[-1]
+    note = f'messages: {len(rows)}'
     cell = cells.of_value(100 * shares[finest], 0.0, n=count, note=note)
     return cell, None
 
@@ -63,9 +64,10 @@ def seeds(setting, protection):
   """Searches the integer seed of one message's secret: the share of ties there.
 
   In per cent; the trivial level is the largest share of a wrong seed. Without
-  protection there is nothing to undo; sealed messages have no such seed, and
-  the best of all that are tried stands in its place.
+  protection there is nothing to undo; sealed messages have no such seed.
   """
+  if protection in exposure.SEALED:
+    return cells.missing('the keys of sealed messages come from no seed'), None
   row = setting.groups['target'][:1]
   message = examples.take(setting.seen(protection), row)
   transform = learners.TRANSFORMS['klt']
@@ -82,8 +84,6 @@ def seeds(setting, protection):
   if protection == 'none':
     finest = max(message, key=lambda name: message[name].shape[1])
     value, trivial = seed_search.tie_share(message[finest]), ranking.scores[0]
-  elif protection in exposure.SEALED:
-    value, trivial = ranking.scores[:2]
   else:
     value, trivial = ranking.scores[right][0], ranking.scores[~right].max()
   note = f'{SEEDS} seeds tried'
@@ -119,12 +119,16 @@ def outlined(same_encoder: bool) -> pictures.Attack:
     known = examples.take(latents, own)
     if protection not in ('none', 'klt'):
       known = setting.protect(protection, known, seed=setting.seed + 1)
-    found = outline.fit(known, setting.mask[own], steps=STEPS, patience=4)
+    learnt_from = 'plain' if protection in ('none', 'klt') else protection
+    found = setting.once(
+      ('outline', same_encoder, learnt_from),
+      lambda: outline.fit(known, setting.mask[own], steps=STEPS, patience=4),
+    )
     # The order of positions shows in many messages, so all go in.
     rows = setting.intercepted if protection == 'klt' else target
     messages = examples.take(seen, rows)
     if protection == 'klt' and same_encoder:
-      messages = _in_order(messages, setting.public())
+      messages = _in_order(messages, setting.public(), len(target))
     guess = found.predict(messages)[: len(target)]
     prior = np.broadcast_to(found.prior, guess.shape)
     value, trivial = (
@@ -141,11 +145,11 @@ def outlined(same_encoder: bool) -> pictures.Attack:
   return attack
 
 
-def _in_order(messages, public):
-  """Puts positions where latents of the same encoder have their like."""
+def _in_order(messages, public, count):
+  """Puts positions of the first where the encoder's latents have their like."""
   fits = ciphertext_only.fit(messages, public, max_programs=0)
   return {
-    name: position_order.apply(w, np.argsort(fits[name].order))
+    name: position_order.apply(w[:count], np.argsort(fits[name].order))
     for name, w in messages.items()
   }
 
