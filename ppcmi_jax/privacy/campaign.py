@@ -30,7 +30,6 @@ from ppcmi_jax.privacy import cells, notebook, pictures, traces
 from ppcmi_jax.privacy import setting as settings
 
 NUM_EXAMPLES = 3
-SERVER_PAIRS = 200
 _NUMBERS = {
   1: '1 pair',
   5: '5 pairs',
@@ -222,7 +221,7 @@ def privacy(
 
 
 def _server(scale):
-  run = pictures.learned(SERVER_PAIRS, (scale,))
+  run = pictures.learned(settings.MAX_KNOWN, (scale,))
   return Attack(f'server with the key, {scale}', 'PSNR dB', '', 0, 0, run)
 
 
