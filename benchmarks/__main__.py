@@ -58,17 +58,17 @@ def main(argv: list[str]) -> None:
   """Measures what the flags say."""
   if len(argv) > 1:
     raise ValueError(f'unexpected argument {argv[1]!r}; options begin with --')
-  if _AGAINST.value and (
-    _STEPS.value or _BATCHES.value or _DTYPE.value != 'float32'
-  ):
+  if _AGAINST.value and (_BATCHES.value or _DTYPE.value != 'float32'):
     raise ValueError(
-      'against: takes neither steps, batches nor another dtype; leave them out'
+      'against: takes neither batches nor another dtype; leave them out'
     )
   if _CORES.value:
     machine.confine(_CORES.value)
   environment = machine.describe()
   size = sizes_lib.SIZES[_SIZE.value].computing_in(_DTYPE.value)
-  steps = sections.chosen(_STEPS.value, networks.STEPS, 'steps')
+  torch_pairs = _torch_pairs() if _AGAINST.value else None
+  known = torch_pairs.STEPS if torch_pairs else networks.STEPS
+  steps = sections.chosen(_STEPS.value, known, 'steps')
   size = size._replace(
     batches=_batches(size.batches),
     step_batch=_BATCH.value,
@@ -77,8 +77,7 @@ def main(argv: list[str]) -> None:
   budget_s = _SECONDS.value
   result = {'size': _SIZE.value, 'dtype': _DTYPE.value}
   result['environment'] = environment
-  if _AGAINST.value:
-    torch_pairs = _torch_pairs()
+  if torch_pairs:
     environment |= torch_pairs.describe()
     names = sections.chosen(_ONLY.value, torch_pairs.SECTIONS)
     found = result['ratios'] = []
@@ -115,7 +114,7 @@ def main(argv: list[str]) -> None:
   print(
     tables.text(
       comparison.table(found, title, 'PyTorch')
-      if _AGAINST.value
+      if torch_pairs
       else measure.table(found, title)
     )
   )

@@ -186,12 +186,17 @@ def _pair(name, function, variables, x, module) -> Pair:
 
 def steps(size: sizes_lib.Size) -> Iterator[Pair]:
   """Yields training steps, without augmentation."""
-  ae, mapping, latents = _official(size)
+  for name in size.steps or STEPS:
+    yield STEPS[name](size)
+
+
+def _autoencoder_step(size):
+  ae, _, _ = _official(size)
   config = size.config('published')
   count = size.step_batch or config.autoencoder_batch_size
   batch = size.pairs(count)
   x = _unit_tensor(batch['image'])
-  yield _step(
+  return _step(
     'autoencoder',
     ae,
     tasks.image_reconstruction(ae.ours, official=True),
@@ -199,13 +204,17 @@ def steps(size: sizes_lib.Size) -> Iterator[Pair]:
     lambda: _reconstruction(ae.theirs(x), x),
   )
 
+
+def _mapping_step(size):
+  _, mapping, latents = _official(size)
+  config = size.config('published')
   count = size.step_batch or config.mapping_batch_size
   z = networks.latents_of(latents, count)
   given = torch_networks.tensors(z)
   ours = jax.jit(functools.partial(mapping.ours.apply, train=False))
   with torch.no_grad():
     theirs = torch_networks.arrays(mapping.theirs.eval()(given))
-  yield _step(
+  return _step(
     'mapping',
     mapping,
     tasks.mapping(mapping.ours),
@@ -214,11 +223,9 @@ def steps(size: sizes_lib.Size) -> Iterator[Pair]:
     # Dropout draws elsewhere what it draws, so losses can't be compared.
     error=comparison.error('mapping', ours(mapping.variables, z), theirs),
   )
-  for method in ('unet', 'ghostnet'):
-    yield _baseline_step(method, size)
 
 
-def _baseline_step(method: str, size: sizes_lib.Size) -> Pair:
+def _baseline_step(size, method):
   config = size.config(method)
   config.augment = {}
   task, _ = learners.baseline(config, num_classes=size.num_classes)
@@ -298,6 +305,14 @@ def _segmentation(logits, y):
   return functional.cross_entropy(logits, y) + 1 - dice
 
 
+STEPS = {
+  'autoencoder': _autoencoder_step,
+  'mapping': _mapping_step,
+  **{
+    method: functools.partial(_baseline_step, method=method)
+    for method in ('unet', 'ghostnet')
+  },
+}
 SECTIONS = {
   'networks': inference,
   'defaults': defaults,

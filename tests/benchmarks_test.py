@@ -166,9 +166,7 @@ def test_an_unknown_step_is_refused_in_one_line(run, capsys):
   assert "found 'mappings'" in line
 
 
-@pytest.mark.parametrize(
-  'values', [{'dtype': 'bfloat16'}, {'steps': ['unet']}, {'batches': ['1']}]
-)
+@pytest.mark.parametrize('values', [{'dtype': 'bfloat16'}, {'batches': ['1']}])
 def test_what_pytorch_is_not_asked_for_is_refused(values, run, capsys):
   with pytest.raises(SystemExit):
     run(against='torch', **values)

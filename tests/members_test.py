@@ -63,6 +63,7 @@ def test_all_experiments_losses_and_attacks(patch, monkeypatch, capsys):
   scores = losses['all']['lira_online']
   assert len(scores['roc']) == len(found['roc_fprs'])
   assert scores['roc'][-1] == 1 and scores['epsilon'] in (0, None)
+  assert (scores['epsilon_provable'] is None) == (scores['epsilon'] is None)
   assert 0 <= scores['auc'] <= 1 and len(scores['auc_interval']) == 2
   # A constant loss says nothing.
   assert losses['mask']['threshold']['auc'] == pytest.approx(0.5)

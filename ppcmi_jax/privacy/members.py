@@ -86,7 +86,8 @@ def membership(
 
   Returns:
     {'experiments': {experiment: {loss: {attack: as `attacks.evaluate`,
-    and 'epsilon', of `attacks.epsilon_bound`, None without its package}}},
+    and 'epsilon', of `attacks.epsilon_bound`, 'epsilon_provable', the same of
+    perfect scores; None without its package}}},
     'roc_fprs', 'num_models', 'num_cases', 'num_subjects', 'steps', 'notes'}; or
     'why' where there are too few subjects. Plain JSON values.
   """
@@ -300,6 +301,8 @@ def _attack(losses, members, subject):
           for key, value in found.items()
         },
         'epsilon': _epsilon(scores, member, subject),
+        # Of so few subjects even who is always right proves no more.
+        'epsilon_provable': _epsilon(member, member, subject),
       }
   return result
 

@@ -165,6 +165,7 @@ def membership(result: Mapping[str, Any]) -> tables.Table:
               for name in ('tpr_at_0.01', 'tpr_at_0.001')
             ),
             tables.number(scores.get('epsilon')),
+            tables.number(scores.get('epsilon_provable')),
             scores['num_members'],
             scores['num_non_members'],
           ]
@@ -175,12 +176,13 @@ def membership(result: Mapping[str, Any]) -> tables.Table:
     'Whether a case was in the training set of a mapping network, told from '
     'its loss.',
     ['network', 'loss', 'attack', 'AUC', 'TPR at 1 % FPR', 'TPR at 0.1 % FPR',
-     'epsilon from', 'members', 'others'],
+     'epsilon from', 'provable', 'members', 'others'],
     rows,
     'Chance: AUC 0.5, TPR as the FPR. overfit must score high and shuffled '
     '0.5, or the rest says nothing. No transform of latents bears on it. '
     'epsilon from: 95 % lower\nbound for a subject, audited at delta 1e-9, of '
-    "these networks' training, without DP-SGD; needs the extra privacy."
+    "these networks' training, without DP-SGD; needs the extra privacy. "
+    'provable: what perfect scores would\ngive of so few subjects.'
     + ''.join(f'\n{line}' for line in lines if line),
   )  # fmt: skip
 
