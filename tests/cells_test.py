@@ -22,13 +22,13 @@ def test_intervals_are_paired():
 @pytest.mark.parametrize(
   'klt, interval, sealed, expected',
   [
-    (4.0, [3, 5], 0.05, ('yes', True, True)),
-    (4.0, [3, 5], 0.2, ('yes', False, True)),
-    (2.0, [1, 3], 0.0, ('in part', True, False)),
-    (2.0, [0, 4], 0.0, ('no', True, False)),
-    (-1.0, None, -1.0, ('no', True, False)),
+    (4.0, [3, 5], 0.05, ('yes', 'held', True)),
+    (4.0, [3, 5], 0.2, ('yes', 'broken', True)),
+    (2.0, [1, 3], 0.0, ('in part', 'held', False)),
+    (2.0, [0, 4], 0.0, ('no', 'held', False)),
+    (-1.0, None, -1.0, ('no', 'held', False)),
     (4.0, [3, 5], None, ('yes', None, False)),
-    (None, None, 0.0, ('no', True, False)),
+    (None, None, 0.0, ('no', 'held', False)),
   ],
 )
 def test_a_row_counts_only_where_klt_breaks(klt, interval, sealed, expected):
@@ -48,28 +48,32 @@ def test_a_row_counts_only_where_klt_breaks(klt, interval, sealed, expected):
   )
   assert (
     found['breaks_klt'],
-    found['sealed_holds'],
+    found['sealed'],
     found['proof'],
   ) == expected
 
 
-def test_linking_below_chance_is_a_leak_too():
+@pytest.mark.parametrize(
+  'interval, state',
+  [(None, 'broken'), ([-0.12, -0.05], 'broken'), ([-0.2, 0.01], 'in doubt')],
+)
+def test_linking_below_chance_is_a_leak_too(interval, state):
   gains = {'none': 0.5, 'klt': 0.5, 'sealed': -0.1}
   found = cells.verdict(
     {
-      name: {'value': 0, 'gain': gain, 'gain_interval': None}
+      name: {'value': 0, 'gain': gain, 'gain_interval': interval}
       for name, gain in gains.items()
     },
     tolerance=0.02,
     needed=0.9,
     two_sided=True,
   )
-  assert found['sealed_holds'] is False
+  assert found['sealed'] == state
 
 
-@pytest.mark.parametrize('others, holds', [(13.8, True), (13.0, False)])
+@pytest.mark.parametrize('others, state', [(13.8, 'held'), (13.0, 'broken')])
 def test_better_than_from_other_images_is_a_leak_below_the_mean_image(
-  others, holds
+  others, state
 ):
   found = {
     name: {'value': value, 'gain': value - 21.0, 'gain_interval': None}
@@ -81,5 +85,5 @@ def test_better_than_from_other_images_is_a_leak_below_the_mean_image(
     )
   }
   verdict = cells.verdict(found, tolerance=0.1, needed=0.9, slack=0.5)
-  assert verdict['sealed_holds'] is holds
+  assert verdict['sealed'] == state
   assert verdict['over_others'] == pytest.approx(13.9 - others)

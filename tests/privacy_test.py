@@ -121,7 +121,7 @@ def test_klt_falls_to_known_plaintext_and_sealed_does_not():
     slack=2.0,  # of six small images, under keys that differ each time
   )
   assert found['breaks_klt'] == 'yes' and found['proof']
-  assert found['sealed_holds'] is True
+  assert found['sealed'] == 'held'
 
 
 def test_visits_are_linked_under_klt_and_not_when_sealed():
@@ -264,7 +264,7 @@ def test_a_campaign_judges_linking_on_both_sides(patched):
     protections=tuple(values),
     server_scales=(),
   )
-  assert result['attacks']['linking']['sealed_holds'] is False
+  assert result['attacks']['linking']['sealed'] == 'broken'
 
 
 def test_a_campaign_resumes_and_keeps_its_drawings(patched, tmp_path, capsys):

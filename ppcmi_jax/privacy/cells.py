@@ -114,8 +114,9 @@ def verdict(
     'breaks_klt': 'yes', 'in part' (more than the tolerance by its interval, but
     less than is needed) or 'no'; 'kept', the share of the gain that klt leaves,
     or None; 'over_others': how far sealed is above messages of other images, or
-    None; 'sealed_holds': True, False or None; 'proof': whether the row says
-    anything of sealed, which takes 'yes'.
+    None; 'sealed': 'held', 'broken', 'in doubt' (above the goal, but not by its
+    interval) or None; 'proof': whether the row says anything of sealed, which
+    takes 'yes'.
   """
   gain = lambda name: cells.get(name, {}).get('gain')
   klt, plain, sealed = gain('klt'), gain('none'), gain('sealed')
@@ -128,17 +129,22 @@ def verdict(
     if low > tolerance and not math.isnan(low):
       breaks = 'yes' if kept is not None and kept >= needed else 'in part'
   size = abs if two_sided else float
-  holds = over = None
+  state = over = None
   if sealed is not None:
-    holds = size(sealed) <= tolerance
+    state = 'held'
+    if size(sealed) > tolerance:
+      low, high = cells['sealed']['gain_interval'] or (sealed, sealed)
+      least = max(low, -high) if two_sided else low
+      state = 'broken' if least > tolerance else 'in doubt'
     others = cells.get(exposure.OTHERS, {}).get('value')
     if others is not None:
       over = cells['sealed']['value'] - others
-      holds &= size(over) <= (tolerance if slack is None else slack)
+      if size(over) > (tolerance if slack is None else slack):
+        state = 'broken'
   return {
     'breaks_klt': breaks,
     'kept': kept,
     'over_others': over,
-    'sealed_holds': holds,
-    'proof': breaks == 'yes' and holds is not None,
+    'sealed': state,
+    'proof': breaks == 'yes' and state is not None,
   }

@@ -3,7 +3,7 @@
 >>> cell = {'value': 0.5, 'trivial': 0.5, 'gain': 0.0, 'interval': None, 'n': 9}
 >>> attack = {'label': 'linking', 'unit': 'AUC', 'goal': '0.50 +- 0.02',
 ...           'cells': {'klt': {**cell, 'value': 1.0}, 'sealed': cell},
-...           'breaks_klt': 'yes', 'kept': 1.0, 'sealed_holds': True,
+...           'breaks_klt': 'yes', 'kept': 1.0, 'sealed': 'held',
 ...           'proof': True}
 >>> table = attacks({'attacks': {'linking': attack}})
 >>> dict(zip(table.headers, table.rows[0]))['verdict']
@@ -16,12 +16,6 @@ from typing import Any
 
 from ppcmi_jax import tables
 
-_CLOSER = {
-  (True, True): 'held',
-  (False, True): 'broken',
-  (True, False): 'no proof',
-  (False, False): 'broken',
-}
 LOSSES = {'mask': 'decoded mask', 'all': 'all scales'}
 
 
@@ -50,7 +44,9 @@ def attacks(result: Mapping[str, Any]) -> tables.Table:
   for attack in found.values():
     cells = attack['cells']
     measured = [cell for cell in cells.values() if cell['value'] is not None]
-    holds = attack['sealed_holds']
+    state = attack['sealed']
+    if state == 'held' and not attack['proof']:
+      state = 'no proof'
     rows.append(
       [
         attack['label'],
@@ -62,7 +58,7 @@ def attacks(result: Mapping[str, Any]) -> tables.Table:
         tables.number(measured[-1]['trivial'] if measured else None),
         attack['goal'],
         _breaks(attack),
-        '-' if holds is None else _CLOSER[holds, attack['proof']],
+        state or '-',
       ]
     )
     missing = {cell['why'] for cell in cells.values() if 'why' in cell}
@@ -86,7 +82,8 @@ def attacks(result: Mapping[str, Any]) -> tables.Table:
     'when the attack was designed; in part: less far (share of the gain '
     'without protection). sealed, other images: what the attack makes of '
     'messages that have\nnothing to do with its targets; sealed may not be '
-    'above it either. verdict, of sealed: held or broken; no proof where the '
+    'above it either. verdict, of sealed: held or broken, in doubt where above '
+    'the goal, but not by its interval; no proof where the '
     'attack does not break\nklt, so that it is the attack that is weak.'
     + ''.join(f'\nNot measurable: {note}' for note in notes),
   )
