@@ -122,9 +122,9 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.mapping_options = {'widths': (96, 160, 256)}
   config.mapping_remat = False  # less of an accelerator's memory, more time
   config.standardise = True
-  config.mapping_batch_size = 16
+  config.mapping_batch_size = 8
   config.mapping_learning_rate = 3e-3
-  config.mapping_steps = 900
+  config.mapping_steps = 1800
   # DP-SGD for the mapping network, where there is noise. It takes the mapping's
   # batch size (as the mean of images a step; more is better), learning rate
   # (constant) and steps (all), and makes its normalisation that of groups.

@@ -32,5 +32,5 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.image_steps = 3000
   config.mask_steps = 1000
   config.copies = min(config.copies, 16)
-  config.mapping_steps = 1500
+  config.mapping_steps = 3000
   return config

@@ -26,5 +26,5 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.autoencoder_widths = (8, 16, 32, 64, 128)
   config.image_steps = 2000
   config.mask_steps = 800
-  config.mapping_steps = 800
+  config.mapping_steps = 1600
   return config
