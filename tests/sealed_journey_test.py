@@ -11,7 +11,7 @@ import worlds
 
 from ppcmi_jax import channel as channel_lib
 from ppcmi_jax.keyring import epochs
-from ppcmi_jax.sealed import session
+from ppcmi_jax.sealed import envelope, session
 
 Rejected = session.MessageRejected
 
@@ -216,6 +216,23 @@ def test_a_running_server_opens_nothing_of_a_key_that_was_erased(tmp_path):
   message, ticket = ask(world)
   reply = world.server.respond(world.server_state, message)
   world.clients['north'].reveal(world.states['north'], reply, ticket)
+
+
+def test_an_old_state_that_is_restored_repeats_no_key(tmp_path):
+  """Counters it does repeat, so that the server refuses the messages."""
+  world = worlds.World('sealed', 'float32', tmp_path)
+  shutil.copytree(tmp_path / 'clients', tmp_path / 'old')
+  before = [ask(world)[0] for _ in range(2)]
+  for message in before:
+    world.server.respond(world.server_state, message)
+  shutil.rmtree(tmp_path / 'clients')
+  (tmp_path / 'old').rename(tmp_path / 'clients')
+  after = [ask(reopened(world, tmp_path))[0] for _ in range(2)]
+  headers = [envelope.read(message) for message in (*before, *after)]
+  assert len({header.nonce for header in headers}) == 4
+  assert headers[0].counter == headers[2].counter
+  with pytest.raises(Rejected):
+    world.server.respond(world.server_state, after[0])
 
 
 def test_who_rotates_need_not_start_anew(tmp_path):

@@ -23,6 +23,7 @@ from ppcmi_jax import workdir as workdir_lib
 from ppcmi_jax.keyring import epochs
 from ppcmi_jax.privacy import campaign
 from ppcmi_jax.privacy import setting as settings
+from ppcmi_jax.sealed import envelope, sealing
 
 CLIENTS = ('1', '2', '3')
 
@@ -160,6 +161,11 @@ def test_secrets_stay_in_their_folder(trained):
   assert (workdir / 'secrets').stat().st_mode & 0o777 == 0o700
   secrets = keys_of(workdir)
   assert len(set(secrets)) == 4
+  for path in workdir.glob('messages/*/*.msg'):
+    header = envelope.read(path.read_bytes())
+    key = secrets[CLIENTS.index(header.client)]
+    secrets.append(sealing.message_key(key, header))
+  assert len(set(secrets)) == len(secrets) > 12
   assert not list(workdir.rglob('*.export'))
   others = [
     path
