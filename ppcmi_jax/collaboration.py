@@ -28,6 +28,7 @@ from ppcmi_jax import (
   processes,
   server_training,
   standardisation,
+  train_step,
 )
 from ppcmi_jax import (
   server as server_lib,
@@ -91,6 +92,7 @@ def train(config: Any, path: str | pathlib.Path) -> None:
     ValueError: bad configuration, data, workdir or keys.
     FloatingPointError: a loss became NaN or infinite.
   """
+  train_step.meet()
   config_checks.check(config)
   config_checks.check_networks(config)
   workdir = processes.in_turn(

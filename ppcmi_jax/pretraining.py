@@ -75,7 +75,9 @@ def _check_unseen(field, path, config, data):
         run / 'checkpoints',
       )
       continue
-    theirs = _data_sets(workdir_lib.read_object(run / 'config.json', 'restore'))
+    theirs = _data_sets(
+      workdir_lib.read_object(run / 'config.json', 'restore it')
+    )
     shared = dict(own.items() & theirs.items())
     with open(run / 'split.csv', newline='', encoding='utf-8') as file:
       rows = [row for row in csv.DictReader(file) if row['split'] != 'test']

@@ -85,24 +85,12 @@ def start(
       'process HOST:PORT of process 0, --num_processes and --process_id'
     ) from None
   devices, own = jax.device_count(), jax.local_device_count()
-  if devices == own * jax.process_count():
-    _meet(own)
   late.cancel()
   if devices != own * jax.process_count():
     raise ValueError(
       f'devices: expected as many in each process, found {own} of {devices} in '
       f'process {jax.process_index()} of {jax.process_count()}'
     )
-
-
-def _meet(own):
-  """Joins the devices of all processes, while all are here.
-
-  CPUs' do it at their first sum otherwise, which waits for half a minute only:
-  less than one process may compile for longer than another.
-  """
-  total = jax.pmap(lambda x: jax.lax.psum(x, 'batch'), axis_name='batch')
-  jax.block_until_ready(total(np.zeros(own, np.float32)))
 
 
 def _check(address, count, number):

@@ -1,4 +1,4 @@
-"""One training step: the state, the optimiser, the only pmap.
+"""One training step: the state, the optimiser, all that is pmapped.
 
 The batch is shared among all devices; the state has no device axis.
 """
@@ -67,6 +67,18 @@ def optimizer(
     lambda path, _: path[-1].key == 'kernel', params
   )
   return optax.adamw(rate, weight_decay=weight_decay, mask=kernels)
+
+
+def meet() -> None:
+  """Joins the devices of all processes, while all are here.
+
+  CPUs' do it at their first sum otherwise, which waits for half a minute only:
+  less than one process may compile for longer than another.
+  """
+  if processes.count() == 1:
+    return
+  total = jax.pmap(lambda x: jax.lax.psum(x, 'batch'), axis_name='batch')
+  jax.block_until_ready(total(np.zeros(jax.local_device_count(), np.float32)))
 
 
 def init_state(

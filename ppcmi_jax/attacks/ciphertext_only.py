@@ -174,11 +174,11 @@ def _fit_scale(w, public, permuted, num_programmed, options):
     rng = np.random.default_rng(options['seed'])
     rows = rows[rng.choice(len(rows), _ROWS, replace=False)]
   values = _spread(public.reshape(-1, size), len(rows))
-  best, _ = _transport(_mean_maps(mean, public, permuted), rows, values)
+  best = _transport(_mean_maps(mean, public, permuted), rows, values)
   ordered = not permuted
   if permuted:
     components = _components(rows, public.reshape(-1, size))
-    other, _ = _transport(components, rows, values)
+    other = _transport(components, rows, values)
     tries = [
       _alternate(start, w, public, rows, values) for start in (best, other)
     ]
@@ -195,7 +195,7 @@ def _fit_scale(w, public, permuted, num_programmed, options):
       names = alignment.match(known.T, _spread(exact, _QUANTILES).T)
     fixed = np.zeros((size, size))
     fixed[:, names] = found.directions
-    best, _ = _transport(best, rows, values, fixed)
+    best = _transport(best, rows, values, fixed)
     best.latent_mean[names] = exact.mean(axis=0)
   order = _likeliest(best, w, public)[0] if permuted else np.arange(w.shape[1])
   return best._replace(order=order)
@@ -213,7 +213,7 @@ def _alternate(start, w, public, rows, values):
   for _ in range(_ROUNDS):
     placed = np.empty_like(mean)
     placed[order] = mean
-    fit, _ = _transport(_mean_maps(placed, public, False), rows, values)
+    fit = _transport(_mean_maps(placed, public, False), rows, values)
     again, score = _likeliest(fit, w, public)
     changed = np.sum(again != order)
     if score > best_score:
@@ -286,17 +286,12 @@ def _rotation(w, targets, fixed=None):
 
 
 def _transport(start, rows, values, fixed=None):
-  """Alternates transport of each channel to sorted values and Procrustes.
-
-  Returns:
-    (the estimate, the mean squared distance that remains to be moved).
-  """
+  """Alternates transport of each channel to sorted values and Procrustes."""
   fit = start
   for _ in range(_ITERATIONS):
     back = alignment.rotate_back(fit, rows)
     targets = np.empty_like(back)
     np.put_along_axis(targets, np.argsort(back, axis=0), values, axis=0)
-    cost = np.mean((targets - back) ** 2)
     means = rows.mean(axis=0), targets.mean(axis=0)
     rotation = _rotation(rows - means[0], targets - means[1], fixed)
     change = np.abs(rotation - fit.rotation).max()
@@ -305,4 +300,4 @@ def _transport(start, rows, values, fixed=None):
     )
     if change < 1e-4:
       break
-  return fit, cost
+  return fit
