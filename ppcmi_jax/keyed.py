@@ -220,7 +220,9 @@ def chain(*transforms: Transform) -> Transform:
 
   `init` folds the part's index into every key, so parts never share one, and
   shows each part the shapes that the parts before it give (`jax.eval_shape`).
-  The secret is the tuple of the parts' secrets. `chain()` is the identity.
+  Keys that JAX cannot fold, as those of `ppcmi_jax.sealed`, come as a tuple of
+  what each part's `init` takes. The secret is the tuple of the parts' secrets.
+  `chain()` is the identity.
   """
 
   def init(key, like):
@@ -228,7 +230,7 @@ def chain(*transforms: Transform) -> Transform:
     for index, part in enumerate(transforms):
       if index:
         like = jax.eval_shape(transforms[index - 1].forward, secrets[-1], like)
-      secrets.append(part.init(_fold_in(key, index), like))
+      secrets.append(part.init(_part_key(key, index, len(transforms)), like))
     return tuple(secrets)
 
   def pair(secret):
@@ -280,17 +282,25 @@ def _leaf_keys(key, treedef):
   raise _error('key', f'one PRNG key or a tree like {treedef}', found, todo)
 
 
-def _fold_in(key, index):
+def _part_key(key, index, count):
+  """Returns what the part of a chain takes: its own of a tuple, or folded."""
+  own = isinstance(key, tuple) and len(key) == count
+  if own and not all(map(_is_key, jax.tree.leaves(key))):
+    return key[index]
   _check_keys(key)
   return jax.tree.map(lambda leaf: jax.random.fold_in(leaf, index), key)
 
 
 def _check_keys(key):
   for leaf in jax.tree.leaves(key):
-    dtype = getattr(leaf, 'dtype', np.dtype(object))
-    if not jnp.issubdtype(dtype, jax.dtypes.prng_key) or leaf.ndim:
+    if not _is_key(leaf) or leaf.ndim:
       todo = 'use jax.random.key or keyring.prng_key; vmap over stacked keys'
       raise _error('key', 'typed PRNG keys of shape ()', _shown(leaf), todo)
+
+
+def _is_key(leaf):
+  dtype = getattr(leaf, 'dtype', np.dtype(object))
+  return jnp.issubdtype(dtype, jax.dtypes.prng_key)
 
 
 def _check_latents(latents, floating=True):

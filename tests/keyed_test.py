@@ -356,6 +356,23 @@ def test_chain_shows_each_part_the_shapes_it_gets():
   assert relative_error(recovered, z) < 1e-5
 
 
+def test_keys_that_do_not_fold_come_one_a_part():
+  words = {'z': jnp.arange(8, dtype=jnp.uint32)}
+  same = lambda secret, latents: latents
+  as_given = keyed.Transform(lambda key, like: key, same, same)
+  z, key = latents_of({'z': (1, 2, 3)}), jax.random.key(0)
+  chain = keyed.chain(keyed.orthogonal(), as_given)
+  rotation, found = chain.init((key, words), z)
+  assert found is words
+  assert_trees_equal(rotation, keyed.orthogonal().init(key, z))
+  with pytest.raises(ValueError, match='typed PRNG keys'):
+    chain.init((key, words, words), z)
+  # Keys of latents that are themselves a tuple are folded.
+  pair = (jax.random.key(1), jax.random.key(2))
+  folded = keyed.chain(as_given, as_given).init(pair, (z['z'], z['z']))
+  assert len(set(map(str, jax.tree.leaves((pair, folded))))) == 6
+
+
 def test_identity_returns_what_it_gets():
   identity, latents = keyed.chain(), latents_of()
   assert identity.init(jax.random.key(0), latents) == ()

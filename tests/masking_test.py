@@ -14,7 +14,8 @@ from cryptography.hazmat.primitives import ciphers
 from cryptography.hazmat.primitives.ciphers import algorithms
 from hypothesis import strategies as st
 
-from ppcmi_jax.sealed import chacha, masking
+from ppcmi_jax import keyed
+from ppcmi_jax.sealed import chacha, masking, mixing
 
 NUMPY = {
   'float32': np.dtype('<f4'),
@@ -28,18 +29,14 @@ pack = jax.jit(masking.pack, static_argnums=1)
 unpack = jax.jit(masking.unpack, static_argnums=(1, 2))
 
 
-def streams(key, words):
-  return chacha.keystreams({'b': key}, {'b': len(words)})
-
-
 @jax.jit
 def add(key, words):
-  return masking.add(streams(key, words), {'b': words})['b']
+  return masking.add(chacha.keystream(key, len(words)), words)
 
 
 @jax.jit
 def subtract(key, words):
-  return masking.subtract(streams(key, words), {'b': words})['b']
+  return masking.subtract(chacha.keystream(key, len(words)), words)
 
 
 def bits_of(array):
@@ -175,19 +172,18 @@ def test_a_bad_number_shows_in_its_examples_scale(dtype, bad):
 
 
 @pytest.mark.parametrize('dtype', masking.DTYPES)
-def test_unmask_undoes_mask(dtype):
+def test_the_inverse_undoes_all_but_the_rounding(dtype):
   latents = {
     's3': {'values': jnp.asarray(LATENT), 'norm': jnp.array([1.0, 2.0, 3.0])},
     'b': {'values': jnp.asarray(LATENT[:, :1]), 'norm': jnp.zeros(3)},
   }
-  like = {name: entry['values'] for name, entry in latents.items()}
   keys = {'s3': KEY, 'b': chacha.key_words(bytes(32))}
-  masked = jax.jit(functools.partial(masking.mask, dtype=dtype))(keys, latents)
+  transform = masking.mask(dtype)
+  secret = jax.jit(transform.init)(keys, latents)
+  masked = jax.jit(transform.forward)(secret, latents)
   assert masked['s3']['words'].shape == (masking.num_words((360,), dtype),)
   assert masked['s3']['numbers'].shape == (3, 2)
-  found = jax.jit(lambda *args: masking.unmask(*args, like, dtype=dtype))(
-    keys, masked
-  )
+  found = jax.jit(transform.inverse)(secret, masked)
   for name, entry in latents.items():
     np.testing.assert_array_equal(found[name]['norm'], entry['norm'])
     rounded = masking.quantise(entry['values'], dtype)
@@ -197,6 +193,29 @@ def test_unmask_undoes_mask(dtype):
       expected,
       rtol=1e-6 if dtype == 'int4' else 0,  # a mean, summed in any order
     )
+
+
+def test_it_chains_and_maps_as_keyed_transforms_do():
+  """With the paper's rotation before it, two clients under `vmap`."""
+  transform = keyed.chain(
+    keyed.orthogonal(), mixing.mix(), masking.mask('float32')
+  )
+  words = jnp.arange(32, dtype=jnp.uint32).reshape(2, 2, 8)
+  keys = (
+    jax.random.split(jax.random.key(0)),
+    *({'b': words[:, part]} for part in range(2)),
+  )
+  latents = {'b': jnp.asarray(LATENT[None, :, :4, :2]).repeat(2, 0)}
+  secret = jax.vmap(transform.init)(keys, latents)
+  masked = jax.jit(jax.vmap(transform.forward))(secret, latents)
+  assert masked['b']['words'].shape == (2, 3 * 4 * 2 * 6)
+  of = lambda tree, client: jax.tree.map(lambda leaf: leaf[client], tree)
+  for client in range(2):
+    alone = transform.init(of(keys, client), of(latents, client))
+    stream = alone[2]['b'].stream
+    np.testing.assert_array_equal(stream, of(secret, client)[2]['b'].stream)
+  found = jax.vmap(transform.inverse)(secret, masked)
+  np.testing.assert_allclose(found['b'], latents['b'], atol=1e-5)
 
 
 def test_masked_words_are_uniform_and_two_messages_unrelated():
@@ -221,6 +240,10 @@ def test_masked_words_are_uniform_and_two_messages_unrelated():
 
 
 LATENTS = {'b': {'values': jnp.ones([1, 2]), 'norm': jnp.ones(1)}}
+LONGER = {'b': {'values': jnp.ones([1, 9]), 'norm': jnp.ones(1)}}
+MASK = masking.mask('int8')
+SECRET = MASK.init({'b': KEY}, LATENTS)
+MASKED = MASK.forward(SECRET, LATENTS)
 
 
 @pytest.mark.parametrize(
@@ -231,16 +254,20 @@ LATENTS = {'b': {'values': jnp.ones([1, 2]), 'norm': jnp.ones(1)}}
     (lambda: masking.unpack(jnp.zeros(2, 'uint32'), (2,), 'int8'), 'words.*1'),
     (lambda: masking.unpack(jnp.zeros(1), (1,), 'float32'), 'uint32.*float32'),
     (
-      lambda: masking.add({'b': jnp.zeros(2)}, {'b': jnp.zeros(2)}),
+      lambda: masking.add(jnp.zeros(2), jnp.zeros(2)),
       'words.*float32',
     ),
-    (lambda: masking.mask({'s3': KEY}, LATENTS, dtype='int8'), 'names'),
+    (lambda: masking.mask('int2'), 'dtype.*int4.*int2'),
+    (lambda: MASK.init({'s3': KEY}, LATENTS), "keys.*'b'.*'s3'"),
+    (lambda: MASK.forward({'s3': SECRET['b']}, LATENTS), "secret.*'b'.*'s3'"),
+    (lambda: MASK.forward(SECRET, LONGER), r'b: values.*1, 2.*1, 9'),
     (
-      lambda: masking.unmask(
-        {'b': KEY},
-        masking.mask({'b': KEY}, LATENTS, dtype='int8'),
-        {'b': jnp.ones([2, 1])},
-        dtype='int8',
+      lambda: MASK.forward({'b': SECRET['b'].replace(shape=(1, 9))}, LONGER),
+      r'b: keystream.*3.*1',
+    ),
+    (
+      lambda: MASK.inverse(
+        SECRET, {'b': {**MASKED['b'], 'numbers': jnp.ones([2, 2])}}
       ),
       'b: numbers',
     ),

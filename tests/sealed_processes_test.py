@@ -63,7 +63,7 @@ def message(number=0):
 
 def protect(keys, latents):
   """Returns all that the keys of a message make, and latents mixed by them."""
-  mix = mixing.mix()
+  mix, mask = mixing.mix(), masking.mask('float16')
   secret = mix.init(keys, latents)
   mixed = mix.forward(secret, latents)
   # Of one float everywhere, so that its bits don't depend on mixing's rounding.
@@ -74,7 +74,7 @@ def protect(keys, latents):
     'secret': secret,
     'mixed': mixed,
     'stream': {k: chacha.keystream(key, 99) for k, key in keys.items()},
-    'masked': masking.mask(keys, flat, dtype='float16'),
+    'masked': mask.forward(mask.init(keys, flat), flat),
   }
 
 

@@ -19,7 +19,7 @@ from cryptography.hazmat.primitives.ciphers import aead
 from cryptography.hazmat.primitives.kdf import hkdf
 from hypothesis import strategies as st
 
-from ppcmi_jax import wire
+from ppcmi_jax import keyed, wire
 from ppcmi_jax.sealed import body, envelope, masking, mixing, sealing
 
 KEY = bytes(range(32))
@@ -423,19 +423,15 @@ def test_keys_are_not_shown():
 
 @functools.cache
 def protector(dtype):
-  transform = mixing.mix()
+  transform = keyed.chain(mixing.mix(), masking.mask(dtype))
 
   @jax.jit
-  def protect(mix_keys, mask_keys, latents):
-    secret = transform.init(mix_keys, latents)
-    mixed = transform.forward(secret, latents)
-    return masking.mask(mask_keys, mixed, dtype=dtype)
+  def protect(keys, latents):
+    return transform.forward(transform.init(keys, latents), latents)
 
   @jax.jit
-  def reveal(mix_keys, mask_keys, masked, like):
-    mixed = masking.unmask(mask_keys, masked, like, dtype=dtype)
-    like = {name: entry['values'] for name, entry in mixed.items()}
-    return transform.inverse(transform.init(mix_keys, like), mixed)
+  def reveal(keys, masked, like):
+    return transform.inverse(transform.init(keys, like), masked)
 
   return protect, reveal
 
@@ -457,14 +453,14 @@ def test_the_journey_of_latents(dtype, error, monkeypatch):
   bodies = []
   for _ in range(2):
     draft = draft_of(dtype=dtype, shapes=shapes)
-    masked = protect(draft.mix_keys, draft.mask_keys, latents)
+    masked = protect((draft.mix_keys, draft.mask_keys), latents)
     data = sealing.seal(draft, body.join(masked))
     words = np.concatenate([entry['words'] for entry in masked.values()])
     sealed = data[envelope.header_bytes(draft.header) : -16]
     bodies += [words.astype('<u4').tobytes(), sealed]
     opened = sealing.open(data, KEY, **ROUTE)
     parts = body.split(opened.words, shapes, dtype=dtype)
-    found = reveal(opened.mix_keys, opened.mask_keys, parts, latents)
+    found = reveal((opened.mix_keys, opened.mask_keys), parts, latents)
     for name, z in latents.items():
       difference = np.linalg.norm(found[name] - z) / np.linalg.norm(z)
       assert difference < error

@@ -3,7 +3,8 @@
   module    what
   --------  -------------------------------------------------------------
   mixing    a keyed orthogonal map of each example as a whole (incoherence)
-  masking   quantise, then a ChaCha20 keystream added modulo 2^32
+  masking   quantise, then a ChaCha20 keystream added modulo 2^32; both are
+            `keyed` transforms, and compose as these do
   sealing   one AES-256-GCM a message, over its header and its words
   envelope  the layout of those messages
   body      a message's arrays as one, between device and host

@@ -1,7 +1,8 @@
 """Quantised latents as uint32 words, masked by a ChaCha20 keystream.
 
-The second layer of the protection `sealed`, on the accelerator, so that plain
-latents never leave it. For each named latent x [B, ..., C] of a message:
+The second layer of the protection `sealed`, a `keyed.Transform` whose keys are
+uint32 [8] as those of `mixing`, on the accelerator, so that plain latents never
+leave it. For each named latent x [B, ..., C] of a message:
 
   step      forward                              inverse
   --------  -----------------------------------  --------------------------
@@ -35,27 +36,26 @@ A latent with a NaN or infinity (after rounding) gets a NaN scale, which
   >>> import jax.numpy as jnp
   >>> from ppcmi_jax.sealed import chacha, masking
   >>> latents = {'b': {'values': jnp.ones([1, 2, 3]), 'norm': jnp.ones(1)}}
-  >>> keys = {'b': chacha.key_words(bytes(32))}
-  >>> masked = masking.mask(keys, latents, dtype='int8')
+  >>> transform = masking.mask('int8')
+  >>> secret = transform.init({'b': chacha.key_words(bytes(32))}, latents)
+  >>> masked = transform.forward(secret, latents)
   >>> masked['b']['words'].dtype, masked['b']['words'].shape
   (dtype('uint32'), (2,))
-  >>> like = {'b': jnp.zeros([1, 2, 3])}
-  >>> found = masking.unmask(keys, masked, like, dtype='int8')
-  >>> found['b']['values'].tolist()
+  >>> transform.inverse(secret, masked)['b']['values'].tolist()
   [[[1.0, 1.0, 1.0], [1.0, 1.0, 1.0]]]
 """
 
 import functools
 import math
-from collections.abc import Mapping
-from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+from flax import struct
 from jax import lax
 
-from ppcmi_jax.sealed import chacha, envelope
+from ppcmi_jax import keyed
+from ppcmi_jax.sealed import chacha, envelope, mixing
 
 # What quantised numbers are held in; on the wire they take `envelope.BITS`.
 DTYPES = {
@@ -72,120 +72,64 @@ _error = functools.partial(
 )
 
 
-def mask(
-  keys: Mapping[str, jax.Array],
-  latents: Mapping[str, Mapping[str, jax.Array]],
-  *,
-  dtype: str,
-) -> dict[str, dict[str, jax.Array]]:
-  """Quantises, packs and masks the latents of a message.
+@struct.dataclass
+class Secret:
+  """What one message's key makes of one latent.
+
+  Attributes:
+    stream: uint32 [N], N as `num_words` says.
+    shape: of the latent, (B, ..., C); static.
+  """
+
+  stream: jax.Array
+  shape: tuple[int, ...] = struct.field(pytree_node=False)
+
+
+def mask(dtype: str) -> keyed.Transform:
+  """Returns the transform of a wire dtype; see the module's text.
+
+  `init(keys, like)` takes {name: uint32 [8]}, for this message alone, and what
+  `mixing` makes of the latents or its shapes: {name: {'values': floating
+  [B, ..., C], 'norm': float32 [B]}}. `forward` takes the latter, too, and gives
+  {name: {'words': uint32 [N], 'numbers': float32 [B, 2]}}, N as `num_words`
+  says and the numbers an example's norm and scale, in clear; `inverse` takes
+  these and gives float32 values and norms, all but the rounding of quantising.
+  Values of float dtypes may be NaN or infinite if the sender, who holds the
+  key, wants so: check before training on them. All are pure and work under
+  `jit`. ValueErrors name the latent, those of a stream that is too short among
+  them, as it would hide nothing.
 
   Args:
-    keys: {name: uint32 [8]}, for this message alone.
-    latents: what `mixing` gives, {name: {'values': floating [B, ..., C],
-      'norm': float32 [B]}}.
-    dtype: one of DTYPES; static.
-
-  Returns:
-    {name: {'words': uint32 [N], 'numbers': float32 [B, 2]}}, N as `num_words`
-    says and the numbers an example's norm and scale, in clear.
+    dtype: one of DTYPES.
 
   Raises:
-    ValueError: for another dtype, or keys of other names or form.
+    ValueError: for another dtype.
   """
-  _check_names(keys, latents)
-  shapes = {name: latent['values'].shape for name, latent in latents.items()}
-  return mask_by(_streams(keys, shapes, dtype), latents, dtype=dtype)
+  _dtype(dtype)
 
+  def init(keys, like):
+    shapes = {name: tuple(z['values'].shape) for name, z in like.items()}
+    sizes = {name: num_words(shape, dtype) for name, shape in shapes.items()}
+    if keys.keys() != shapes.keys():
+      raise _error('keys', sorted(shapes), sorted(keys))
+    streams = chacha.keystreams(keys, sizes)
+    return {name: Secret(streams[name], shapes[name]) for name in shapes}
 
-def mask_by(
-  streams: Mapping[str, jax.Array],
-  latents: Mapping[str, Mapping[str, jax.Array]],
-  *,
-  dtype: str,
-) -> dict[str, dict[str, jax.Array]]:
-  """Does the same as `mask`, given the keystreams.
+  def forward(secret, mixed):
+    values, scale = quantise(mixed['values'], dtype)
+    _check('values', values.shape, secret.shape)
+    words = add(secret.stream, pack(values, dtype))
+    norm = mixed['norm'].astype(jnp.float32)
+    return {'words': words, 'numbers': jnp.stack([norm, scale], axis=-1)}
 
-  Args:
-    streams: {name: uint32 [N]}, N as `num_words` says.
-    latents, dtype: as for `mask`.
+  def inverse(secret, masked):
+    numbers, shape = masked['numbers'], secret.shape
+    _check('numbers', numbers.shape, (shape[0], 2))
+    values = unpack(subtract(secret.stream, masked['words']), shape, dtype)
+    values = dequantise(values, numbers[:, 1], dtype)
+    return {'values': values, 'norm': numbers[:, 0]}
 
-  Raises:
-    ValueError: as `mask`, and for streams of another length.
-  """
-  words, numbers = {}, {}
-  for name, latent in latents.items():
-    values, scale = quantise(latent['values'], dtype)
-    words[name] = pack(values, dtype)
-    norm = latent['norm'].astype(jnp.float32)
-    numbers[name] = jnp.stack([norm, scale], axis=-1)
-  words = add(streams, words)
-  return {n: {'words': words[n], 'numbers': numbers[n]} for n in latents}
-
-
-def unmask(
-  keys: Mapping[str, jax.Array],
-  masked: Mapping[str, Mapping[str, jax.Array]],
-  like: Mapping[str, Any],
-  *,
-  dtype: str,
-) -> dict[str, dict[str, jax.Array]]:
-  """Undoes `mask`; all but the rounding of its quantisation.
-
-  Args:
-    keys, dtype: those of `mask`.
-    masked: what it gave.
-    like: {name: array or `jax.ShapeDtypeStruct` [B, ..., C]}, for the shapes.
-
-  Returns:
-    {name: {'values': float32 [B, ..., C], 'norm': float32 [B]}}. The values of
-    float dtypes may be NaN or infinite if the sender, who holds the key, wants
-    so: check before training on them.
-
-  Raises:
-    ValueError: as `mask`, and for words or numbers that don't fit `like`.
-  """
-  _check_names(keys, like)
-  shapes = {name: z.shape for name, z in like.items()}
-  return unmask_by(_streams(keys, shapes, dtype), masked, like, dtype=dtype)
-
-
-def unmask_by(
-  streams: Mapping[str, jax.Array],
-  masked: Mapping[str, Mapping[str, jax.Array]],
-  like: Mapping[str, Any],
-  *,
-  dtype: str,
-) -> dict[str, dict[str, jax.Array]]:
-  """Does the same as `unmask`, given the keystreams.
-
-  Args:
-    streams: {name: uint32 [N]}, N as `num_words` says.
-    masked, like, dtype: as for `unmask`.
-
-  Raises:
-    ValueError: as `unmask`, and for streams of another length.
-  """
-  _check_names(like, masked)
-  for name, entry in masked.items():
-    shape = tuple(like[name].shape)
-    for part, expected in (
-      ('numbers', (shape[0], 2)),
-      ('words', (num_words(shape, dtype),)),
-    ):
-      found = tuple(entry[part].shape)
-      if found != expected:
-        raise _error(f'{name}: {part}', list(expected), list(found))
-  words = subtract(streams, {n: entry['words'] for n, entry in masked.items()})
-  latents = {}
-  for name, entry in masked.items():
-    numbers = entry['numbers']
-    values = unpack(words[name], tuple(like[name].shape), dtype)
-    latents[name] = {
-      'values': dequantise(values, numbers[:, 1], dtype),
-      'norm': numbers[:, 0],
-    }
-  return latents
+  return keyed.Transform(init, mixing.by_name(forward), mixing.by_name(inverse))
 
 
 def quantise(x: jax.Array, dtype: str) -> tuple[jax.Array, jax.Array]:
@@ -279,39 +223,22 @@ def num_words(shape: tuple[int, ...], dtype: str) -> int:
   return envelope.num_words(shape, dtype)
 
 
-def add(
-  streams: Mapping[str, jax.Array], words: Mapping[str, jax.Array]
-) -> dict[str, jax.Array]:
-  """Adds keystreams to words, each uint32 [N], mod 2^32.
+def add(stream: jax.Array, words: jax.Array) -> jax.Array:
+  """Adds a keystream to words, each uint32 [N], modulo 2^32.
 
   Raises:
-    ValueError: for other words, or a stream of another name or length, which
-      would hide nothing.
+    ValueError: for other words, or a stream of another length.
   """
-  _check_streams(streams, words)
-  return {name: words[name] + streams[name] for name in words}
+  _check_words(words)
+  _check('keystream', stream.shape, words.shape)
+  return words + stream
 
 
-def subtract(
-  streams: Mapping[str, jax.Array], words: Mapping[str, jax.Array]
-) -> dict[str, jax.Array]:
+def subtract(stream: jax.Array, words: jax.Array) -> jax.Array:
   """Undoes `add`; ValueError likewise."""
-  _check_streams(streams, words)
-  return {name: words[name] - streams[name] for name in words}
-
-
-def _check_streams(streams, words):
-  _check_names(streams, words)
-  for name, some in words.items():
-    _check_words(some)
-    if streams[name].shape != some.shape:
-      found = list(streams[name].shape)
-      raise _error(f'{name}: keystream', list(some.shape), found)
-
-
-def _streams(keys, shapes, dtype):
-  sizes = {name: num_words(shape, dtype) for name, shape in shapes.items()}
-  return chacha.keystreams({name: keys[name] for name in shapes}, sizes)
+  _check_words(words)
+  _check('keystream', stream.shape, words.shape)
+  return words - stream
 
 
 def _dtype(name):
@@ -325,6 +252,6 @@ def _check_words(words):
     raise _error('words', 'uint32 [N]', f'{words.dtype} {list(words.shape)}')
 
 
-def _check_names(one, other):
-  if one.keys() != other.keys():
-    raise _error('names', sorted(other), sorted(one))
+def _check(name, found, expected):
+  if tuple(found) != tuple(expected):
+    raise _error(name, list(expected), list(found))

@@ -48,7 +48,7 @@ NaN, which `sealing` refuses, so the host need not see the latents to be sure.
 
 import functools
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import jax
@@ -90,11 +90,15 @@ def mix() -> keyed.Transform:
   and gives float32 latents. All are pure and work under `jit`; `init` and
   `forward` belong into one jitted function. ValueErrors name the latent.
   """
-  return keyed.Transform(_init, _lift(_forward), _lift(_inverse))
+  return keyed.Transform(_init, by_name(_forward), by_name(_inverse))
 
 
-def _lift(function):
-  """Applies a function of (first, entry) to each named latent."""
+def by_name(function: Callable[[Any, Any], Any]) -> Callable[..., dict]:
+  """Lifts (key or secret, what is of one latent) to dicts of both by name.
+
+  What it returns raises ValueError where these are no dicts or differ in names,
+  and puts the latent's name before the function's own.
+  """
 
   def apply(firsts, latents):
     if not isinstance(latents, dict) or not isinstance(firsts, dict):
@@ -123,7 +127,7 @@ def num_words(like: Mapping[str, Any]) -> dict[str, int]:
     ValueError: for a shape or dtype that `forward` would refuse.
   """
   like = dict(like)
-  return _lift(_count)(like, like)
+  return by_name(_count)(like, like)
 
 
 def draw(
@@ -138,11 +142,11 @@ def draw(
   Raises:
     ValueError: for streams of other names or lengths.
   """
-  return _lift(_draw)(dict(streams), dict(like))
+  return by_name(_draw)(dict(streams), dict(like))
 
 
 def _init(keys, like):
-  return draw(chacha.keystreams(keys, _lift(_count)(keys, like)), like)
+  return draw(chacha.keystreams(keys, by_name(_count)(keys, like)), like)
 
 
 def _count(_, like):

@@ -142,8 +142,8 @@ def seal(draft: Draft, words: ArrayLike) -> bytes:
 
   Args:
     draft: what `draft` gave.
-    words: uint32 [N], of NumPy or JAX: what `masking.mask` made with the
-      draft's keys, joined by `body.join`.
+    words: uint32 [N], of NumPy or JAX: what `masking` made with the draft's
+      keys, joined by `body.join`.
 
   Returns:
     The message.

@@ -22,7 +22,7 @@ import numpy as np
 from cryptography.hazmat.primitives import ciphers
 from cryptography.hazmat.primitives.ciphers import algorithms
 
-from ppcmi_jax import channel
+from ppcmi_jax import channel, keyed
 from ppcmi_jax.keyring import epochs, ledger
 from ppcmi_jax.sealed import (
   body,
@@ -34,7 +34,6 @@ from ppcmi_jax.sealed import (
 )
 
 MessageRejected = envelope.MessageRejected
-_MIX = mixing.mix()
 
 
 class Party:
@@ -242,12 +241,12 @@ def codec(wire_dtype: str) -> channel.Codec:
   Keys are `streams_of` one message; what is covered is one array, uint32 [N]
   (see `body`). One codec for a dtype, so that what is compiled of it is shared.
   """
+  transform = keyed.chain(mixing.mix(), masking.mask(wire_dtype))
 
   def cover(keys: jax.Array, latents: Mapping[str, Any]) -> jax.Array:
     latents = dict(latents)
-    mix_streams, mask_streams = _parted(keys, latents, wire_dtype)
-    mixed = _MIX.forward(mixing.draw(mix_streams, latents), latents)
-    return body.join(masking.mask_by(mask_streams, mixed, dtype=wire_dtype))
+    secret = _secret(keys, latents, wire_dtype)
+    return body.join(transform.forward(secret, latents))
 
   def uncover(
     keys: jax.Array, covered: jax.Array, like: Mapping[str, Any]
@@ -256,9 +255,7 @@ def codec(wire_dtype: str) -> channel.Codec:
     like = channel.batch_of(like, batch)
     shapes = {name: z.shape for name, z in like.items()}
     masked = body.split(covered, shapes, dtype=wire_dtype)
-    mix_streams, mask_streams = _parted(keys, like, wire_dtype)
-    mixed = masking.unmask_by(mask_streams, masked, like, dtype=wire_dtype)
-    return _MIX.inverse(mixing.draw(mix_streams, like), mixed)
+    return transform.inverse(_secret(keys, like, wire_dtype), masked)
 
   return channel.Codec(cover, uncover)
 
@@ -271,8 +268,8 @@ def _num_words(like, dtype):
   )
 
 
-def _parted(streams, like, dtype):
-  """Returns the keystreams for mixing and for masking, each by name."""
+def _secret(streams, like, dtype):
+  """Returns what the transform's `init` makes of the keys of these streams."""
   counts = _num_words(like, dtype)
   expected = sum(sum(of.values()) for of in counts)
   if streams.shape != (expected,):
@@ -286,4 +283,9 @@ def _parted(streams, like, dtype):
     for name in sorted(like):
       parts[-1][name] = streams[offset : offset + sizes[name]]
       offset += sizes[name]
-  return parts
+  mix_streams, mask_streams = parts
+  masks = {
+    name: masking.Secret(stream, tuple(like[name].shape))
+    for name, stream in mask_streams.items()
+  }
+  return mixing.draw(mix_streams, like), masks
