@@ -26,7 +26,7 @@ FLOORS = {
   'splits partitions privacy_guarantee sensitivity side_by_side',
   2: 'client server keyed_channel sealed key_store input_pipeline official '
   'score_table',
-  3: 'tasks hospital_data contributions',
+  3: 'tasks hospital_data contributions roundings',
   4: 'train_step evaluators figures private_training',
   5: 'training',
   6: 'learners attacks',

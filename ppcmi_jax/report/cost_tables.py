@@ -101,9 +101,10 @@ def payload(
     'Mean Dice over the structures of the test split; no network was trained '
     'anew. mixed: as sealed sends int8 and int4,\nin so many bits. coded: by '
     'an ideal entropy coder, whose messages would have to be padded to the '
-    'longest, as their length\ntells of the image. Last: the smallest of each '
-    f'that costs at most {payload_lib.FALL / 2:g}, together (KiB of\nboth): of '
-    'what is mixed, and of all.',
+    'longest, as their length\ntells of the image. of the channels: so many '
+    'principal components of each scale, in float16 or in so many bits.\nLast: '
+    f'the smallest of each that costs at most {payload_lib.FALL / 2:g}, '
+    'together (KiB of both): of what is mixed, and of all.',
   )  # fmt: skip
 
 

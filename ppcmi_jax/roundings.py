@@ -1,0 +1,217 @@
+"""What latents become when less of them is sent, and how much that is.
+
+  way            what is sent                                        size
+  -------------  --------------------------------------------------  ---------
+  mixed, b bits  latents mixed as `sealed` mixes them, which makes   always
+                 their numbers Gaussian of unit variance; each       the same
+                 rounded to 2^b levels, spaced as is best for such
+                 (Max, IRE Trans. Inform. Theory 6(1), 1960)
+  coded, step d  latents as they are, in multiples of d, by an       depends on
+                 entropy coder that knows how often each multiple    the image
+                 occurs in each channel of the training images
+  ... alone      the finest scales, in float16; the mean of          always
+                 training images in place of the others              the same
+  s of the       so many principal components of each scale's        always
+  channels       channels, as training images have them, in          the same
+                 float16, or mixed and rounded
+
+A step, and a component's weight, is in units of what an error matters: of each
+channel's standard deviation, but of all channels' together for replies in the
+units of the decoder's sensitivity (`sensitivity`). A coder's messages tell by
+their length what is in the image; sealed, they would have to be padded to the
+longest, which is given, too.
+
+Axes: M images, h, w sides of a latent, C channels, K components.
+"""
+
+import functools
+import math
+from collections.abc import Callable, Mapping, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from ppcmi_jax import examples
+from ppcmi_jax.sealed import chacha, envelope, masking, mixing
+
+Latents = Mapping[str, np.ndarray]
+# latents [M, ...] -> the same as they arrive, and bytes [M] of what is sent.
+Rounding = Callable[[Latents], tuple[dict[str, np.ndarray], np.ndarray]]
+
+# Spacing of 2^b levels for a Gaussian of unit variance (Max 1960, table II; 8
+# bits by the same condition).
+SPACINGS = {
+  8: 0.0308, 6: 0.1041, 5: 0.1881, 4: masking.SPACING, 3: 0.5860, 2: 0.9957,
+}  # fmt: skip
+STEPS = (0.25, 0.5, 1.0, 1.5, 2.0)
+SHARES = {'3/4': 0.75, '1/2': 0.5, '1/4': 0.25}  # of channels
+BATCH = 16
+
+
+def ways(known: Latents, *, alike: bool) -> dict[str, Rounding]:
+  """Returns {way: what it does to latents} of one client and direction.
+
+  Args:
+    known: {scale: [M, h, w, C]} of training images.
+    alike: whether an error of one matters as much in every channel.
+  """
+  found = {f'mixed, {b} bits': mixed(b) for b in SPACINGS}
+  deviation = {k: z.std((0, 1, 2)) for k, z in known.items()}
+  if alike:
+    # The mean over a scale's channels, then over scales: the units' own.
+    overall = np.sqrt(np.mean([np.mean(d**2) for d in deviation.values()]))
+    deviation = {k: np.full_like(d, overall) for k, d in deviation.items()}
+  least = max(float(d.max()) for d in deviation.values()) * 1e-6 + 1e-12
+  units = {k: np.maximum(d, least) for k, d in deviation.items()}
+  for step in STEPS:
+    steps = {k: step * unit for k, unit in units.items()}
+    found[f'coded, step {step:g}'] = coded(steps, known)
+  fine_to_coarse = sorted(known, key=lambda name: -known[name].shape[1])
+  for number in range(len(known) - 1, 0, -1):
+    some = fine_to_coarse[:number]
+    found[f'{" and ".join(some)} alone'] = alone(some, known)
+  for label, share in SHARES.items():
+    way = f'{label} of the channels'
+    found[way] = principal(share, known, units, _halved)
+    found[f'{way}, mixed, 4 bits'] = principal(share, known, units, mixed(4))
+  return found
+
+
+def mixed(bits: int) -> Rounding:
+  """Returns what rounds mixed latents to 2^bits levels, a key of SPACINGS."""
+  through = functools.partial(_through, SPACINGS[bits], 2 ** (bits - 1))
+
+  def apply(latents):
+    arrived = examples.map_batches(through, latents, BATCH)
+    size = sum(math.ceil(bits * z[0].size / 8) for z in latents.values())
+    return arrived, np.full(count(latents), size)
+
+  return apply
+
+
+@jax.jit
+def _through(spacing, half, latents):
+  """Rounds mixed latents to 2 half levels, and unmixes them."""
+  transform = mixing.mix()
+  # Any key does: how numbers are rounded does not depend on it.
+  key = chacha.key_words(bytes(chacha.KEY_BYTES))
+  secret = transform.init(dict.fromkeys(latents, key), latents)
+
+  def rounded(parts):
+    level = jnp.floor(parts['values'] / spacing)
+    level = jnp.clip(level, -half, half - 1) + 0.5
+    return {**parts, 'values': spacing * level}
+
+  covered = transform.forward(secret, latents)
+  return transform.inverse(
+    secret, {name: rounded(parts) for name, parts in covered.items()}
+  )
+
+
+def coded(steps: Mapping[str, np.ndarray], known: Latents) -> Rounding:
+  """Returns what rounds to multiples, for a coder that learnt from `known`.
+
+  An ideal coder is assumed, which spends -log2(p) bits on a multiple of
+  frequency p (arithmetic coding comes within a few bits a message). Multiples
+  outside those of training become the nearest of them.
+
+  Args:
+    steps: {scale: [C]}, positive.
+    known: {scale: [M, h, w, C]} of training images.
+  """
+  ranges, costs = {}, {}
+  for name, z in known.items():
+    level = np.rint(z / steps[name]).astype(np.int64).reshape(-1, z.shape[-1])
+    low, high = level.min(0), level.max(0)
+    counts = np.zeros((level.shape[1], (high - low).max() + 1))
+    for i, column in enumerate((level - low).T):
+      counts[i] = np.bincount(column, minlength=counts.shape[1])
+    # One more of each than was seen, so that none is impossible.
+    counts += np.arange(counts.shape[1]) <= (high - low)[:, None]
+    with np.errstate(divide='ignore'):
+      costs[name] = -np.log2(counts / counts.sum(1, keepdims=True))
+    ranges[name] = low, high
+
+  def apply(latents):
+    arrived, bits = {}, 0
+    for name, z in latents.items():
+      low, high = ranges[name]
+      level = np.clip(np.rint(z / steps[name]), low, high).astype(np.int64)
+      channel = np.arange(z.shape[-1])
+      bits += costs[name][channel, level - low].sum((1, 2, 3))
+      arrived[name] = np.float32(level * steps[name])
+    return arrived, np.ceil(bits / 8)
+
+  return apply
+
+
+def alone(scales: Sequence[str], known: Latents) -> Rounding:
+  """Returns what keeps some scales, and means of `known` for the others."""
+  means = {k: z.mean((0, 1, 2), dtype=np.float64) for k, z in known.items()}
+
+  def apply(latents):
+    arrived = {
+      name: z
+      if name in scales
+      else np.broadcast_to(np.float32(means[name]), z.shape)
+      for name, z in latents.items()
+    }
+    return arrived, plain_bytes({name: latents[name] for name in scales})
+
+  return apply
+
+
+def principal(
+  share: float,
+  known: Latents,
+  units: Mapping[str, np.ndarray],
+  rounding: Rounding,
+) -> Rounding:
+  """Returns what keeps principal components of each scale's channels.
+
+  Components beyond twice the largest of training become that.
+
+  Args:
+    share: of a scale's channels that its components are; above 0, at most 1.
+    known: {scale: [M, h, w, C]} of training images.
+    units: {scale: [C]}, positive, that channels are divided by before.
+    rounding: of the components, {scale: [M, h, w, K]}.
+  """
+  means, bases, limits = {}, {}, {}
+  for name, z in known.items():
+    flat = (z / units[name]).reshape(-1, z.shape[-1]).astype(np.float64)
+    means[name] = flat.mean(0)
+    _, vectors = np.linalg.eigh(np.atleast_2d(np.cov(flat, rowvar=False)))
+    bases[name] = vectors[:, -math.ceil(share * z.shape[-1]) :]
+    limits[name] = 2 * np.abs((flat - means[name]) @ bases[name]).max(0)
+
+  def apply(latents):
+    parts = {}
+    for name, z in latents.items():
+      part = (z / units[name] - means[name]) @ bases[name]
+      parts[name] = np.float32(np.clip(part, -limits[name], limits[name]))
+    arrived, size = rounding(parts)
+    back = {
+      name: np.float32((part @ bases[name].T + means[name]) * units[name])
+      for name, part in arrived.items()
+    }
+    return back, size
+
+  return apply
+
+
+def _halved(latents):
+  arrived = {name: np.float16(z).astype('f4') for name, z in latents.items()}
+  return arrived, plain_bytes(latents)
+
+
+def plain_bytes(latents: Latents) -> np.ndarray:
+  """Returns the bytes [M] of latents in float16."""
+  numbers = sum(z[0].size for z in latents.values())
+  return np.full(count(latents), envelope.BITS['float16'] // 8 * numbers)
+
+
+def count(latents: Latents) -> int:
+  """Returns M."""
+  return len(next(iter(latents.values())))
