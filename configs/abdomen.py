@@ -108,7 +108,7 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   # RUN/checkpoints/image_CLIENT, mask_CLIENT that every client starts from.
   config.pretrained = {'image': '', 'mask': ''}
   config.image_blocks = 1  # convolutions behind each stage of its encoder
-  config.segmentation_weight = 0.3  # of masks in the image autoencoder's loss
+  config.segmentation_weight = 3.0  # of masks in the image autoencoder's loss
   config.image_steps = 1600
   config.mask_steps = 1500
   config.latent_noise = 0.1

@@ -53,6 +53,7 @@ def ablation(get_config: GetConfig, base: Any) -> list[Variant]:
     'no noise on mask latents': {'latent_noise': 0.0},
     'no mixing of mask latents': {'latent_mixing': 0.0},
     'image encoders as published': {'image_blocks': 0},
+    'image encoders that segment less': {'segmentation_weight': 0.3},
     'image encoders that need not segment': {'segmentation_weight': 0.0},
     # And these none.
     'bilinear decoders': {'upsampling': 'bilinear'},
