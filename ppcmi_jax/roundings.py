@@ -27,6 +27,7 @@ Axes: M images, h, w sides of a latent, C channels, K components.
 import functools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -71,10 +72,11 @@ def ways(known: Latents, *, alike: bool) -> dict[str, Rounding]:
   for number in range(len(known) - 1, 0, -1):
     some = fine_to_coarse[:number]
     found[f'{" and ".join(some)} alone'] = alone(some, known)
+  bases = components(known, units)
   for label, share in SHARES.items():
     way = f'{label} of the channels'
-    found[way] = principal(share, known, units, _halved)
-    found[f'{way}, mixed, 4 bits'] = principal(share, known, units, mixed(4))
+    found[way] = principal(share, bases, _halved)
+    found[f'{way}, mixed, 4 bits'] = principal(share, bases, mixed(4))
   return found
 
 
@@ -162,39 +164,68 @@ def alone(scales: Sequence[str], known: Latents) -> Rounding:
   return apply
 
 
-def principal(
-  share: float,
-  known: Latents,
-  units: Mapping[str, np.ndarray],
-  rounding: Rounding,
-) -> Rounding:
-  """Returns what keeps principal components of each scale's channels.
+class Components(NamedTuple):
+  """Principal components of one scale's channels, the strongest first.
 
-  Components beyond twice the largest of training become that.
+  Attributes:
+    unit: [C], positive, that channels are divided by before.
+    mean: [C], of channels in these units.
+    basis: [C, K], a component a column.
+    limit: [K], twice the largest that training images have of each.
+  """
+
+  unit: np.ndarray
+  mean: np.ndarray
+  basis: np.ndarray
+  limit: np.ndarray
+
+
+def components(
+  known: Latents, units: Mapping[str, np.ndarray]
+) -> dict[str, Components]:
+  """Returns the components of each scale.
 
   Args:
-    share: of a scale's channels that its components are; above 0, at most 1.
     known: {scale: [M, h, w, C]} of training images.
-    units: {scale: [C]}, positive, that channels are divided by before.
-    rounding: of the components, {scale: [M, h, w, K]}.
+    units: {scale: [C]}, as in Components.
   """
-  means, bases, limits = {}, {}, {}
+  found = {}
   for name, z in known.items():
     flat = (z / units[name]).reshape(-1, z.shape[-1]).astype(np.float64)
-    means[name] = flat.mean(0)
+    mean = flat.mean(0)
     _, vectors = np.linalg.eigh(np.atleast_2d(np.cov(flat, rowvar=False)))
-    bases[name] = vectors[:, -math.ceil(share * z.shape[-1]) :]
-    limits[name] = 2 * np.abs((flat - means[name]) @ bases[name]).max(0)
+    basis = vectors[:, ::-1]
+    limit = 2 * np.abs((flat - mean) @ basis).max(0)
+    found[name] = Components(units[name], mean, basis, limit)
+  return found
+
+
+def principal(
+  share: float, bases: Mapping[str, Components], rounding: Rounding
+) -> Rounding:
+  """Returns what keeps some of each scale's components.
+
+  Components beyond their limit become that.
+
+  Args:
+    share: of a scale's channels that are kept; above 0, at most 1.
+    bases: {scale: its components}.
+    rounding: of the components kept, {scale: [M, h, w, K]}.
+  """
+  kept = {}
+  for name, (unit, mean, basis, limit) in bases.items():
+    k = math.ceil(share * len(unit))
+    kept[name] = Components(unit, mean, basis[:, :k], limit[:k])
 
   def apply(latents):
     parts = {}
-    for name, z in latents.items():
-      part = (z / units[name] - means[name]) @ bases[name]
-      parts[name] = np.float32(np.clip(part, -limits[name], limits[name]))
+    for name, (unit, mean, basis, limit) in kept.items():
+      part = (latents[name] / unit - mean) @ basis
+      parts[name] = np.float32(np.clip(part, -limit, limit))
     arrived, size = rounding(parts)
     back = {
-      name: np.float32((part @ bases[name].T + means[name]) * units[name])
-      for name, part in arrived.items()
+      name: np.float32((arrived[name] @ basis.T + mean) * unit)
+      for name, (unit, mean, basis, _) in kept.items()
     }
     return back, size
 

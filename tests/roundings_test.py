@@ -100,7 +100,8 @@ def test_components_hold_all_that_channels_share(share, error):
   z = free @ rng.normal(size=(4, 8)) + 5
   z[..., 7] = 3
   latents, units = {'b': np.float32(z)}, {'b': z.std((0, 1, 2)) + 1e-6}
-  keep = roundings.principal(share, latents, units, lambda parts: (parts, None))
+  bases = roundings.components(latents, units)
+  keep = roundings.principal(share, bases, lambda parts: (parts, None))
   found, _ = keep(latents)
   assert found['b'].dtype == np.float32
   assert np.allclose(found['b'][..., 7], 3, atol=1e-3)

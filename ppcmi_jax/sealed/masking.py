@@ -107,13 +107,15 @@ def mask(dtype: str) -> keyed.Transform:
   """
   _dtype(dtype)
 
+  def size(_, mixed):
+    return num_words(mixed['values'].shape, dtype)
+
   def init(keys, like):
-    shapes = {name: tuple(z['values'].shape) for name, z in like.items()}
-    sizes = {name: num_words(shape, dtype) for name, shape in shapes.items()}
-    if keys.keys() != shapes.keys():
-      raise _error('keys', sorted(shapes), sorted(keys))
-    streams = chacha.keystreams(keys, sizes)
-    return {name: Secret(streams[name], shapes[name]) for name in shapes}
+    streams = chacha.keystreams(keys, mixing.by_name(size)(keys, like))
+    return {
+      name: Secret(stream, tuple(like[name]['values'].shape))
+      for name, stream in streams.items()
+    }
 
   def forward(secret, mixed):
     values, scale = quantise(mixed['values'], dtype)
