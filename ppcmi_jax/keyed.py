@@ -284,8 +284,10 @@ def _leaf_keys(key, treedef):
 
 def _part_key(key, index, count):
   """Returns what the part of a chain takes: its own of a tuple, or folded."""
-  own = isinstance(key, tuple) and len(key) == count
-  if own and not all(map(_is_key, jax.tree.leaves(key))):
+  if isinstance(key, tuple) and not all(map(_is_key, jax.tree.leaves(key))):
+    if len(key) != count:
+      expected = f'typed PRNG keys, or a tuple of {count}'
+      raise _error('key', expected, f'a tuple of {len(key)}', 'one a part')
     return key[index]
   _check_keys(key)
   return jax.tree.map(lambda leaf: jax.random.fold_in(leaf, index), key)

@@ -365,7 +365,10 @@ def test_keys_that_do_not_fold_come_one_a_part():
   rotation, found = chain.init((key, words), z)
   assert found is words
   assert_trees_equal(rotation, keyed.orthogonal().init(key, z))
-  with pytest.raises(ValueError, match='typed PRNG keys'):
+  expected = (
+    'key: expected typed PRNG keys, or a tuple of 2, found a tuple of 3'
+  )
+  with pytest.raises(ValueError, match=expected):
     chain.init((key, words, words), z)
   # Keys of latents that are themselves a tuple are folded.
   pair = (jax.random.key(1), jax.random.key(2))
