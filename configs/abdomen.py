@@ -48,7 +48,8 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config = ml_collections.ConfigDict()
   published = method in ('published', 'official', 'privacy_sf')
   config.method = 'ppcmi_sf' if published else method
-  config.seed = 0  # of initialisation, order and augmentation; not of secrets
+  # Of initialisation, order and augmentation; not of secrets.
+  config.seed = 0
 
   # Data
   config.dataset = 'abdomen'
@@ -59,6 +60,7 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.image_channels = 1  # grey images are repeated for more
   config.window = ()  # (lowest, highest) value shown, of int16 images
   config.split = 'blocks'
+  config.split_seed = 0  # of what is drawn: splits, and who has what
   config.split_path = ''  # of the file, with split='csv'
   config.test_fraction = 0.2
   config.valid_fraction = 0.1
@@ -189,7 +191,7 @@ def get_full_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
     config.split = config.partition = 'official'
     config.valid_fraction = 0.2
     config.drop_empty = True
-    config.seed = 42
+    config.seed = config.split_seed = 42
   else:
     config.autoencoder_batch_size = config.mapping_batch_size = 16
     config.image_steps = config.mask_steps = 4000

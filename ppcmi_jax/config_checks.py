@@ -43,6 +43,7 @@ _SEED = (
 
 _NUMBERS = {
   'seed': _SEED,
+  'split_seed': _SEED,
   'image_size': _COUNT,
   'image_channels': _COUNT,
   'test_fraction': _SHARE,

@@ -69,7 +69,7 @@ def load(config: Any, workdir: workdir_lib.Workdir) -> Data:
     mode=config.partition,
     num_clients=config.num_clients or None,
     alpha=config.dirichlet_alpha,
-    seed=config.seed,
+    seed=config.split_seed,
   )
   unknown = sorted(set(config.clients) - set(hospitals))
   if unknown:
@@ -122,7 +122,7 @@ def _split(config, examples) -> tuple[np.ndarray, np.ndarray, bool]:
       subject=subject[rows],
       test_fraction=config.test_fraction,
       valid_fraction=config.valid_fraction,
-      seed=config.seed,
+      seed=config.split_seed,
       path=config.split_path or None,
       num_clients=config.num_clients or 3,
       official_test=config.official_test,

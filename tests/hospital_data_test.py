@@ -62,6 +62,27 @@ def test_only_those_named_take_part(config, tmp_path):
   assert 'phantom-2' in data.table and 'phantom-1' not in data.table
 
 
+@pytest.mark.parametrize('partition', ['by_site', 'iid'])
+def test_another_training_is_tested_on_the_same_cases(
+  partition, config, tmp_path
+):
+  config = changed(config, dataset='phantom', split='subjects', image_size=16)
+  config.dataset_options = {'num_subjects': 15, 'size': 32}
+  config = changed(config, partition=partition, num_clients=3)
+
+  def cases(name, **fields):
+    hospitals = load(changed(config, **fields), tmp_path / name).hospitals
+    return [
+      parts[split].case.tolist()
+      for parts in hospitals.values()
+      for split in sorted(parts)
+    ]
+
+  first = cases('first')
+  assert cases('seed', seed=1) == first
+  assert cases('split', split_seed=1) != first
+
+
 @pytest.fixture
 def frames(tmp_path):
   """Returns the configuration of a folder with 12 videos of 4 frames."""

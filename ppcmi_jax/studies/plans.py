@@ -102,6 +102,15 @@ def noise(get_config: GetConfig, base: Any) -> list[Variant]:
   ]
 
 
+def seeds(get_config: GetConfig, base: Any) -> list[Variant]:
+  """Returns one configuration with three seeds, on the same splits."""
+  del get_config
+  return [
+    Variant(f'seed {seed}', changed(base, seed=seed))
+    for seed in range(base.seed, base.seed + 3)
+  ]
+
+
 def _check_private(base, study):
   if base.method in learners.BASELINES:
     raise ValueError(
@@ -115,6 +124,7 @@ STUDIES: Mapping[str, Callable[[GetConfig, Any], list[Variant]]] = {
   'ablation': ablation,
   'clients': clients,
   'noise': noise,
+  'seeds': seeds,
 }
 
 
