@@ -111,6 +111,8 @@ def train(config: Any, path: str | pathlib.Path) -> None:
 
 
 def _train_ppcmi_sf(config, workdir, data):
+  if config.protection != 'sealed' and processes.is_first():
+    logging.warning(learners.PROTECTION_NOTES[config.protection])
   names = list(data.hospitals)
   if config.dp.noise_multiplier:
     privacy_guarantee.check_units(

@@ -208,14 +208,24 @@ EVALUATIONS: Mapping[str, Callable[[Any, Run], dict[str, Any]]] = {
   'networks': networks,
   'cross_client': cross,
 }
-# Take long, and run when named; with the folder of what is evaluated.
-ON_DEMAND: Mapping[str, Callable[[Any, Run, Any], dict[str, Any]]] = {
-  'privacy': lambda config, run, folder: campaign.privacy(
-    config, run, folder=folder
-  ),
-  'membership': lambda config, run, folder: members.membership(config, run),
-  'payload': lambda config, run, folder: payload.payload(config, run),
+
+
+def privacy(
+  config: Any, run: Run, folder: pathlib.Path, parts: Sequence[str]
+) -> dict[str, Any]:
+  """Runs the attacks of these names, all if none; see `campaign.privacy`."""
+  chosen = campaign.choose(parts) if parts else {}
+  return campaign.privacy(config, run, folder=folder, **chosen)
+
+
+# Take long, and run when named.
+ON_DEMAND: Mapping[str, Callable[..., dict[str, Any]]] = {
+  'privacy': privacy,
+  'membership': lambda config, run, *_: members.membership(config, run),
+  'payload': lambda config, run, *_: payload.payload(config, run),
 }
+# What `NAME.PART` may name, to be run by itself.
+PARTS = {'privacy': campaign.NAMES}
 PRIVATE_ONLY = ('autoencoders', 'wire', 'cross_client', *ON_DEMAND)
 
 
@@ -234,9 +244,15 @@ def choose(config: Any, names: Sequence[str] | None) -> list[str]:
   if names is None:
     return [name for name in known if name not in ON_DEMAND]
   for name in names:
-    if name not in known:
+    whole, dot, part = name.partition('.')
+    if whole not in known:
       raise ValueError(
         f'eval_names: expected some of {", ".join(known)}, found {name!r}'
+      )
+    if dot and part not in PARTS.get(whole, ()):
+      parts = ', '.join(PARTS.get(whole, ())) or 'nothing'
+      raise ValueError(
+        f'eval_names: expected {parts} behind {whole}., found {part!r}'
       )
   return list(names)
 
@@ -253,8 +269,8 @@ def evaluate(
     config: the configuration that the run was trained with.
     path: of the workdir.
     run: what `collaboration.restore` returned of it.
-    names: keys of `EVALUATIONS` and `ON_DEMAND`; of the former those that the
-      method has, if None.
+    names: keys of `EVALUATIONS` and `ON_DEMAND`, these also as 'NAME.PART' for
+      one of `PARTS`; of the former those that the method has, if None.
 
   Returns:
     {evaluation: its result} and 'method', 'environment' ({evaluation: what it
@@ -269,9 +285,14 @@ def evaluate(
   results = {'method': config.method, 'environment': {}}
   if file.exists():
     results |= workdir.read_object(file, 'delete it and run eval.py again')
+  parts: dict[str, list[str]] = {}
   for name in names:
+    whole, _, part = name.partition('.')
+    parts.setdefault(whole, []).extend([part] if part else [])
+  for name in parts:
     if name in ON_DEMAND:
-      found = ON_DEMAND[name](config, run, file.parent)
+      chosen = () if name in names else parts[name]
+      found = ON_DEMAND[name](config, run, file.parent, chosen)
     else:
       found = EVALUATIONS[name](config, run)
     results[name] = _jsonable(found)

@@ -3,15 +3,16 @@
   protection            what crosses, and what an attacker makes of it
   --------------------  -------------------------------------------------------
   none                  the latents, rounded to the wire's dtype
-  klt                   the paper's transform, one secret for all messages,
-                        rounded
-  klt, fresh keys       the same with a secret of its own for each message
+  official              the official code's transform, which leaves positions
+                        where they are; one secret for all messages, rounded
+  klt                   the paper's, which permutes them, likewise
+  klt, fresh keys       that with a secret of its own for each message
   sealed                each example drafted, mixed, masked and sealed as a
                         message of its own; the ciphertext, read as numbers
   sealed, other images  sealed messages of other examples in the place of each:
                         what the same attack makes of nothing
 
-Attacks (`attacks`) take all five in the same shapes. A sealed message has no
+Attacks (`attacks`) take all of them in the same shapes. A sealed message has no
 more to show: its header is the same for all messages but for random bytes and
 a counter, and its size depends on shapes alone.
 
@@ -34,12 +35,13 @@ import jax
 import numpy as np
 
 from ppcmi_jax import examples as examples_lib
-from ppcmi_jax import keyed, learners, wire
+from ppcmi_jax import learners, wire
 from ppcmi_jax.sealed import envelope, sealing, session
 
 OTHERS = 'sealed, other images'
 SEALED = ('sealed', OTHERS)
-PROTECTIONS = ('none', 'klt', 'klt, fresh keys', *SEALED)
+STATIC = ('official', 'klt')  # one secret for all messages
+PROTECTIONS = ('none', *STATIC, 'klt, fresh keys', *SEALED)
 SEALED_DTYPES = ('int8', 'int4', 'float16')
 _BATCH = 16  # secrets drawn at a time, to bound memory
 
@@ -53,19 +55,17 @@ def observe(
   seed: int = 0,
   wire_dtype: str = 'float16',
   sealed_dtype: str = 'int8',
-  transform: keyed.Transform | None = None,
 ) -> dict[str, np.ndarray]:
   """Protects each example as its own message and returns what is to be seen.
 
   Args:
     protection: one of PROTECTIONS.
     latents: {scale: float [N, h, w, C]}, all messages of one client.
-    seed: of the secrets of 'klt' and 'klt, fresh keys', which are obfuscation
-      only: a repeated call has the same secrets. Those of 'sealed' come from
-      the operating system.
+    seed: of the secrets of the transforms, which are obfuscation only: a
+      repeated call has the same secrets. Those of 'sealed' come from the
+      operating system.
     wire_dtype: of `wire`, for all that is not sealed.
     sealed_dtype: one of SEALED_DTYPES, what sealing quantises to.
-    transform: that of 'klt'; `learners`' by default.
 
   Returns:
     {scale: float32 [N, h, w, C]}; sealed, uniform with mean 0 and
@@ -97,10 +97,9 @@ def observe(
     latents = {name: z[others] for name, z in latents.items()}
   if protection in SEALED:
     return _sealed(latents, sealed_dtype)
-  if transform is None:
-    transform = learners.TRANSFORMS['klt']
+  transform = learners.TRANSFORMS[protection.partition(',')[0]]
   key = jax.random.key(seed)
-  if protection == 'klt':
+  if protection in STATIC:
     secret = transform.init(key, latents)
     latents = jax.jit(transform.forward)(secret, latents)
   elif protection == 'klt, fresh keys':

@@ -37,6 +37,25 @@ WIRE_DTYPES = {
   **dict.fromkeys(TRANSFORMS, tuple(wire.DTYPES)),
 }
 
+_OBFUSCATION = (
+  'is obfuscation, no confidentiality: one or a few known images undo it. '
+  'Treat a protected latent as if it were the latent, and carry messages over '
+  'an encrypted channel.'
+)
+# What a user is told of each protection.
+PROTECTION_NOTES = {
+  'sealed': (
+    "Protection 'sealed': every message is encrypted and authenticated with "
+    'keys of its own; without them it tells who talks to whom, when, with '
+    'which model and how much, and nothing of the image. It does not protect '
+    'from the server, which holds the keys, nor from what the mapping network '
+    'remembers of its training cases.'
+  ),
+  'klt': f"Protection 'klt' {_OBFUSCATION}",
+  'official': f"Protection 'official' {_OBFUSCATION}",
+  'none': 'Latents cross as they are. Treat them as if they were images.',
+}
+
 
 class Learners(NamedTuple):
   """The models, tasks and trainers that a configuration describes.

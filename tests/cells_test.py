@@ -31,7 +31,9 @@ def test_intervals_are_paired():
     (None, None, 0.0, ('no', 'held', False)),
   ],
 )
-def test_a_row_counts_only_where_klt_breaks(klt, interval, sealed, expected):
+def test_a_row_counts_only_where_a_static_transform_breaks(
+  klt, interval, sealed, expected
+):
   def cell(gain, interval=None):
     if gain is None:
       return cells.missing('why')
@@ -47,10 +49,25 @@ def test_a_row_counts_only_where_klt_breaks(klt, interval, sealed, expected):
     needed=0.9,
   )
   assert (
-    found['breaks_klt'],
+    found['breaks']['klt'],
     found['sealed'],
     found['proof'],
   ) == expected
+
+
+def test_positions_that_stay_in_order_are_a_static_transform_too():
+  gains = {'none': 4.0, 'official': 4.0, 'klt': 0.0, 'sealed': 0.0}
+  found = cells.verdict(
+    {
+      name: {'value': 0, 'gain': gain, 'gain_interval': None}
+      for name, gain in gains.items()
+    },
+    tolerance=0.1,
+    needed=0.9,
+  )
+  assert found['breaks'] == {'official': 'yes', 'klt': 'no'}
+  assert found['kept'] == {'official': 1.0, 'klt': 0.0}
+  assert found['proof']
 
 
 @pytest.mark.parametrize(

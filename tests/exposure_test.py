@@ -21,9 +21,10 @@ def test_none_is_the_latents_as_the_wire_rounds_them(latents):
     np.testing.assert_array_equal(seen[name], np.float32(np.float16(z)))
 
 
-def test_klt_is_one_secret_for_all(latents):
-  transform = learners.TRANSFORMS['klt']
-  seen = exposure.observe('klt', latents, seed=5, wire_dtype='float32')
+@pytest.mark.parametrize('name', exposure.STATIC)
+def test_a_static_transform_is_one_secret_for_all(name, latents):
+  transform = learners.TRANSFORMS[name]
+  seen = exposure.observe(name, latents, seed=5, wire_dtype='float32')
   secret = transform.init(jax.random.key(5), latents)
   back = transform.inverse(secret, seen)
   for name, z in latents.items():
@@ -73,7 +74,7 @@ def test_read_takes_the_ciphertext_of_each_latent():
 
 def test_mistakes_are_named(latents):
   with pytest.raises(ValueError, match='protection: expected one of none'):
-    exposure.observe('official', latents)
+    exposure.observe('rot13', latents)
   with pytest.raises(ValueError, match='dtypes: expected'):
     exposure.observe('sealed', latents, sealed_dtype='float32')
   with pytest.raises(ValueError, match=r's3: expected \[N, h, w, C\]'):

@@ -111,7 +111,7 @@ def test_klt_falls_to_known_plaintext_and_sealed_does_not():
   }
   value = {name: cell['value'] for name, (cell, _) in reached.items()}
   trivial = reached['klt'][0]['trivial']
-  assert value['none'] > 60 and value['klt'] > 60
+  assert value['none'] > 60 and value['klt'] > 60 and value['official'] > 60
   assert value['sealed'] < trivial and value['klt, fresh keys'] < trivial
   assert reached['klt'][1].shape == (TARGETS, 16, 16, 1)
   found = cells.verdict(
@@ -120,7 +120,7 @@ def test_klt_falls_to_known_plaintext_and_sealed_does_not():
     needed=0.5,
     slack=2.0,  # of six small images, under keys that differ each time
   )
-  assert found['breaks_klt'] == 'yes' and found['proof']
+  assert found['breaks'] == {'official': 'yes', 'klt': 'yes'} and found['proof']
   assert found['sealed'] == 'held'
 
 
@@ -133,9 +133,10 @@ def test_visits_are_linked_under_klt_and_not_when_sealed():
 
 def test_positions_are_put_in_order_for_outlines():
   setting = make_setting()
-  messages = examples_lib.take(setting.seen('klt'), setting.intercepted)
-  placed = traces._in_order(messages, setting.latents, TARGETS)
-  truth = examples_lib.take(setting.latents, setting.intercepted[:TARGETS])
+  setting = setting._replace(public=lambda: setting.latents)
+  target = setting.groups['target']
+  placed = traces._in_order(setting, target)
+  truth = examples_lib.take(setting.latents, target)
   one, other = (
     outline.features({'s4': z['s4']})[..., :1] for z in (placed, truth)
   )
@@ -171,7 +172,7 @@ def test_a_copy_knows_its_image(monkeypatch):
 
 
 def test_the_seed_of_a_message_stands_out():
-  for name in ('klt', 'klt, fresh keys'):
+  for name in ('official', 'klt', 'klt, fresh keys'):
     cell, _ = traces.seeds(make_setting(), name)
     assert cell['value'] > 30 and cell['trivial'] < 10
   sealed, _ = traces.seeds(make_setting(), 'sealed')
@@ -293,6 +294,27 @@ def test_a_campaign_resumes_and_keeps_its_drawings(patched, tmp_path, capsys):
     None, run_of(w=np.ones(1)), folder=tmp_path, server_scales=(), **options
   )
   assert other['attacks'].keys() == first['attacks'].keys()
+
+
+def test_attacks_one_by_one_make_one_table(patched, tmp_path, monkeypatch):
+  monkeypatch.setattr(campaign, 'ATTACKS', {
+    name: campaign.ATTACKS['linking']._replace(
+      run=lambda *_, value=value: (cells.of_value(value, 0.5, n=9), None)
+    )
+    for name, value in (('first', 0.6), ('second', 0.7), ('third', 0.8))
+  })  # fmt: skip
+
+  def run(*names):
+    chosen = campaign.choose(names)
+    return campaign.privacy(None, run_of(), folder=tmp_path, **chosen)
+
+  assert list(run('third')['attacks']) == ['third']
+  both = run('first')
+  assert list(both['attacks']) == ['first', 'third'] and not both['server']
+  first = both['attacks']['first']['cells']
+  assert list(first) == list(exposure.PROTECTIONS)
+  assert first['klt']['value'] == 0.6
+  assert campaign.choose(['server']) == {'attacks': {}, 'server_scales': None}
 
 
 def test_an_attack_that_diverges_ends_itself_only(patched):

@@ -407,13 +407,27 @@ def test_an_unknown_evaluation_is_one_line(trained, script):
   assert 'expected some of segmentation, ' in line and "'speed'" in line
 
 
+@pytest.mark.parametrize(
+  'name, expected',
+  [
+    ('privacy.linked', r"behind privacy\., found 'linked'"),
+    ('privacy.', r"behind privacy\., found ''"),
+    ('query.speed', r"expected nothing behind query\., found 'speed'"),
+  ],
+)
+def test_an_unknown_part_of_an_evaluation_is_refused(name, expected, data_dir):
+  config = config_of(data_dir)
+  with pytest.raises(ValueError, match=expected):
+    evaluation.choose(config, [name])
+
+
 def test_attacks_are_shown_in_the_report(
   trained, data_dir, tmp_path, monkeypatch
 ):
   workdir = tmp_path / 'w'
   shutil.copytree(trained[0], workdir)
 
-  def privacy(config, run, folder):
+  def privacy(config, run, folder, parts):
     setting = settings.build(config, run)
     others = setting.groups['others']
     public = setting.public()['b']

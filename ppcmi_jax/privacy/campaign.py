@@ -1,8 +1,9 @@
 """The evaluation `privacy`: every attack against every protection.
 
 Goals are how much an attack may gain over the trivial level. What an attack has
-to keep against klt, as a share of its gain without protection, to count as
-breaking it, comes from what was measured when the attacks were designed:
+to keep against a static transform, as a share of its gain without protection,
+to count as breaking it, comes from what was measured when the attacks were
+designed, against one rotation and shift of channels for all messages:
 
   attack                       then                               needed
   ---------------------------  ---------------------------------  ------
@@ -121,6 +122,7 @@ ATTACKS: Mapping[str, Attack] = {
   'linking': Attack(
     'linking', 'AUC', '0.50 +- 0.02', 0.02, 0.95, traces.linked, True
   ),
+  'crossed': _decibels('another decoder, as it is', 0.58, pictures.crossed),
   'stitching_1': _decibels(
     'stitching to another decoder, 1 pair', 0.58, pictures.stitched(1)
   ),
@@ -128,6 +130,20 @@ ATTACKS: Mapping[str, Attack] = {
     'stitching to another decoder, 20 pairs', 0.58, pictures.stitched(20)
   ),
 }
+SERVER = 'server'
+NAMES = (*ATTACKS, SERVER)  # of what can be run by itself
+
+
+def choose(names: Sequence[str]) -> dict[str, Any]:
+  """Returns the arguments of `privacy` for attacks of these names.
+
+  Args:
+    names: of `NAMES`.
+  """
+  return {
+    'attacks': {name: ATTACKS[name] for name in ATTACKS if name in names},
+    'server_scales': None if SERVER in names else (),
+  }
 
 
 def privacy(
@@ -161,7 +177,7 @@ def privacy(
     {'setting': who and how many, 'attacks': {attack: {'label', 'unit', 'goal',
     'cells': {protection: as `cells` says}, and what `cells.verdict` returns}},
     'server': {scale: cell}, the learned inverter on plain latents}, plain JSON
-    values.
+    values; of other attacks what the folder has from earlier calls, too.
   """
   setting = settings.build(config, run)
   notes = notebook.Notebook(folder, run)
@@ -198,8 +214,14 @@ def privacy(
     )
   read = notes.read
   result = {}
-  for name, attack in attacks.items():
-    found = {protection: read(name, protection) for protection in protections}
+  for name, attack in {**ATTACKS, **attacks}.items():
+    found = {
+      protection: cell
+      for protection in exposure.PROTECTIONS
+      if (cell := read(name, protection)) is not None
+    }
+    if not found:
+      continue
     result[name] = {
       'label': attack.label,
       'unit': attack.unit,
@@ -216,7 +238,11 @@ def privacy(
   return {
     'setting': _describe_setting(setting),
     'attacks': result,
-    'server': {scale: read(f'server_{scale}', 'none') for scale in scales},
+    'server': {
+      scale: cell
+      for scale in sorted(setting.latents)
+      if (cell := read(f'server_{scale}', 'none')) is not None
+    },
   }
 
 

@@ -12,9 +12,10 @@ A cell is what one attack reached against one protection, a dict:
   'note'      what else a reader has to know
 
 `verdict` compares the cells of one attack: what it says of `sealed` counts only
-where the same attack breaks `klt`. An attacker who learns from noise may do far
-worse than one who sees nothing, so `sealed` is also held against messages of
-other images (`exposure.OTHERS`), from which there is nothing to learn.
+where the same attack breaks a static transform. An attacker who learns from
+noise may do far worse than one who sees nothing, so `sealed` is also held
+against messages of other images (`exposure.OTHERS`), from which there is
+nothing to learn.
 """
 
 import math
@@ -99,35 +100,42 @@ def verdict(
   two_sided: bool = False,
   slack: float | None = None,
 ) -> dict[str, Any]:
-  """Says whether an attack breaks the static transform, and the sealed one.
+  """Says whether an attack breaks the static transforms, and the sealed one.
 
   Args:
     cells: {protection: cell}, of one attack.
     tolerance: the gain over the trivial level that the goal allows.
     needed: how much of the gain without protection the attack has to keep
-      against 'klt' to count as breaking it.
+      against a static transform to count as breaking it.
     two_sided: whether a figure as far below the trivial level tells as much.
     slack: how far above that of messages of other images the figure of sealed
       may be, as two trainings of an attacker differ; None: the tolerance.
 
   Returns:
-    'breaks_klt': 'yes', 'in part' (more than the tolerance by its interval, but
-    less than is needed) or 'no'; 'kept', the share of the gain that klt leaves,
-    or None; 'over_others': how far sealed is above messages of other images, or
+    'breaks': {static protection: 'yes', 'in part' (more than the tolerance by
+    its interval, but less than is needed) or 'no'}, of those in the cells;
+    'kept': {static protection: the share of the gain that it leaves, or None};
+    'over_others': how far sealed is above messages of other images, or
     None; 'sealed': 'held', 'broken', 'in doubt' (above the goal, but not by its
     interval) or None; 'proof': whether the row says anything of sealed, which
-    takes 'yes'.
+    takes one 'yes'.
   """
   gain = lambda name: cells.get(name, {}).get('gain')
-  klt, plain, sealed = gain('klt'), gain('none'), gain('sealed')
-  breaks, kept = 'no', None
-  if klt is not None:
-    interval = cells['klt']['gain_interval']
-    low = klt if interval is None else interval[0]
+  plain, sealed = gain('none'), gain('sealed')
+  breaks, kept = {}, {}
+  for name in exposure.STATIC:
+    if name not in cells:
+      continue
+    breaks[name], kept[name] = 'no', None
+    if (static := gain(name)) is None:
+      continue
+    interval = cells[name]['gain_interval']
+    low = static if interval is None else interval[0]
     if plain is not None and plain > tolerance:
-      kept = klt / plain
+      kept[name] = static / plain
     if low > tolerance and not math.isnan(low):
-      breaks = 'yes' if kept is not None and kept >= needed else 'in part'
+      enough = kept[name] is not None and kept[name] >= needed
+      breaks[name] = 'yes' if enough else 'in part'
   size = abs if two_sided else float
   state = over = None
   if sealed is not None:
@@ -142,9 +150,9 @@ def verdict(
       if size(over) > (tolerance if slack is None else slack):
         state = 'broken'
   return {
-    'breaks_klt': breaks,
+    'breaks': breaks,
     'kept': kept,
     'over_others': over,
     'sealed': state,
-    'proof': breaks == 'yes' and state is not None,
+    'proof': 'yes' in breaks.values() and state is not None,
   }

@@ -20,6 +20,7 @@ from ppcmi_jax.attacks import (
 from ppcmi_jax.privacy import cells
 from ppcmi_jax.privacy import setting as settings
 
+IN_ORDER = ('none', 'official')  # leave positions where they are
 Attack = Callable[[settings.Setting, str], tuple[cells.Cell, np.ndarray | None]]
 
 # Of the finest scale, in the messages that linear programs take, but at least
@@ -94,24 +95,43 @@ def ciphertext(setting, protection):
     }
     note = 'each message by itself'
   else:
-    rows = setting.intercepted
-    fits = ciphertext_only.fit(
-      examples.take(seen, rows),
+    fits = intercepted_fits(setting, protection)
+    guess = ciphertext_only.alignment.undo(fits, examples.take(seen, target))
+    note = f'{len(setting.intercepted)} messages'
+  return score(setting, setting.decode(guess), note)
+
+
+def intercepted_fits(setting, protection):
+  """Returns {scale: the transform that messages alone give away}.
+
+  It takes minutes to an hour, and is fitted once for all that want it.
+  """
+  return setting.once(
+    ('ciphertext only', protection),
+    lambda: ciphertext_only.fit(
+      examples.take(setting.seen(protection), setting.intercepted),
       setting.public(),
-      permuted=protection != 'none',
+      permuted=protection not in IN_ORDER,
       tolerance=TOLERANCE,
       max_programs=MAX_PROGRAMS,
       num_programmed=len(programmed(setting)),
-    )
-    guess = ciphertext_only.alignment.undo(fits, examples.take(seen, target))
-    note = f'{len(rows)} messages'
-  return score(setting, setting.decode(guess), note)
+    ),
+  )
 
 
 def programmed(setting: settings.Setting) -> np.ndarray:
   """Returns the rows of as many messages as linear programs can take."""
   finest = max(z.shape[1] * z.shape[2] for z in setting.latents.values())
   return setting.intercepted[: max(10, POSITIONS // finest)]
+
+
+def crossed(setting, protection):
+  """Opens the targets with another client's decoder, as they are."""
+  if not setting.accomplice:
+    return cells.missing('no other client has a decoder'), None
+  seen = setting.seen(protection)
+  target = examples.take(seen, setting.groups['target'])
+  return score(setting, setting.own_decode(target))
 
 
 def stitched(most: int) -> Attack:
@@ -124,7 +144,7 @@ def stitched(most: int) -> Attack:
     fits = stitching.fit(
       examples.take(seen, rows),
       examples.take(setting.own_latents, rows),
-      permuted=protection != 'none',
+      permuted=protection not in IN_ORDER,
     )
     target = examples.take(seen, setting.groups['target'])
     guess = stitching.stitch(fits, target)

@@ -25,6 +25,7 @@ STEPS = 600
 # What of messages is compared, by how often secrets change.
 THREATS = {
   'none': ('static',),
+  'official': ('static',),
   'klt': ('static',),
   'klt, fresh keys': ('permuted',),
   **dict.fromkeys(exposure.SEALED, linking.THREATS),
@@ -70,7 +71,8 @@ def seeds(setting, protection):
     return cells.missing('the keys of sealed messages come from no seed'), None
   row = setting.groups['target'][:1]
   message = examples.take(setting.seen(protection), row)
-  transform = learners.TRANSFORMS['klt']
+  name = 'official' if protection == 'official' else 'klt'
+  transform = learners.TRANSFORMS[name]
   if protection == 'klt, fresh keys':
     # The key of a message is that of the seed and of its number.
     transform = transform._replace(
@@ -117,18 +119,20 @@ def outlined(same_encoder: bool) -> pictures.Attack:
     seen = setting.seen(protection)
     latents = setting.latents if same_encoder else setting.own_latents
     known = examples.take(latents, own)
-    if protection not in ('none', 'klt'):
+    is_isometry = protection in ('none', *exposure.STATIC)
+    if not is_isometry:
       known = setting.protect(protection, known, seed=setting.seed + 1)
-    learnt_from = 'plain' if protection in ('none', 'klt') else protection
+    learnt_from = 'plain' if is_isometry else protection
     found = setting.once(
       ('outline', same_encoder, learnt_from),
       lambda: outline.fit(known, setting.mask[own], steps=STEPS, patience=4),
     )
-    # The order of positions shows in many messages, so all go in.
-    rows = setting.intercepted if protection == 'klt' else target
-    messages = examples.take(seen, rows)
     if protection == 'klt' and same_encoder:
-      messages = _in_order(messages, setting.public(), len(target))
+      messages = _in_order(setting, target)
+    else:
+      # The order of positions shows in many messages, so all go in.
+      rows = setting.intercepted if protection == 'klt' else target
+      messages = examples.take(seen, rows)
     guess = found.predict(messages)[: len(target)]
     prior = np.broadcast_to(found.prior, guess.shape)
     value, trivial = (
@@ -145,12 +149,12 @@ def outlined(same_encoder: bool) -> pictures.Attack:
   return attack
 
 
-def _in_order(messages, public, count):
-  """Puts positions of the first where the encoder's latents have their like."""
-  fits = ciphertext_only.fit(messages, public, max_programs=0)
+def _in_order(setting, rows):
+  """Returns messages under klt, each position where it seems to belong."""
+  fits = pictures.intercepted_fits(setting, 'klt')
   return {
-    name: position_order.apply(w[:count], np.argsort(fits[name].order))
-    for name, w in messages.items()
+    name: position_order.apply(w, np.argsort(fits[name].order))
+    for name, w in examples.take(setting.seen('klt'), rows).items()
   }
 
 

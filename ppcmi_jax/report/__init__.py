@@ -16,6 +16,7 @@ from ppcmi_jax import (
   collaboration,
   evaluation,
   hospitals,
+  learners,
   tables,
   workdir,
 )
@@ -31,23 +32,6 @@ SECTIONS = {
   'Attacks': ('privacy', 'privacy_server', 'membership', 'privacy_spread'),
   'Cost of a query': ('query', 'wire', 'payload', 'networks'),
   'Training': (),  # pictures alone
-}
-_OBFUSCATION = (
-  'is obfuscation, not confidentiality: one or a few known images undo it. '
-  'Treat a protected latent as if it were the latent, and carry messages over '
-  'an encrypted channel.'
-)
-PROTECTION_NOTES = {
-  'sealed': (
-    "Protection 'sealed': every message is encrypted and authenticated with "
-    'keys of its own; without them it tells who talks to whom, when, with '
-    'which model and how much, and nothing of the image. It does not protect '
-    'from the server, which holds the keys, nor from what the mapping network '
-    'remembers of its training cases.'
-  ),
-  'klt': f"Protection 'klt' {_OBFUSCATION}",
-  'official': f"Protection 'official' {_OBFUSCATION}",
-  'none': 'Latents crossed as they are. Treat them as if they were images.',
 }
 
 
@@ -77,6 +61,8 @@ def evaluate(
   )
   if run.guarantee:
     printed += f'\n\nMapping network: {run.guarantee}'
+  if run.hospitals and config.protection != 'sealed':
+    printed += f'\n\n{learners.PROTECTION_NOTES[config.protection]}'
   print(printed)
   workdir.write_text(folder.path / 'eval' / 'tables.txt', printed + '\n')
   report = folder.path / 'report'
@@ -134,7 +120,7 @@ def _page(config, run, results, built, figures) -> str:
 def _summary(config, run, results) -> list[Any]:
   parts: list[Any] = [page.note(result_tables.scope(run))]
   if run.hospitals:
-    text = PROTECTION_NOTES[config.protection]
+    text = learners.PROTECTION_NOTES[config.protection]
     warning = config.protection != 'sealed'
     parts.append(page.note(text, label='Protection', warning=warning))
     parts.append(

@@ -3,8 +3,8 @@
 >>> cell = {'value': 0.5, 'trivial': 0.5, 'gain': 0.0, 'interval': None, 'n': 9}
 >>> attack = {'label': 'linking', 'unit': 'AUC', 'goal': '0.50 +- 0.02',
 ...           'cells': {'klt': {**cell, 'value': 1.0}, 'sealed': cell},
-...           'breaks_klt': 'yes', 'kept': 1.0, 'sealed': 'held',
-...           'proof': True}
+...           'breaks': {'klt': 'yes'}, 'kept': {'klt': 1.0},
+...           'sealed': 'held', 'proof': True}
 >>> table = attacks({'attacks': {'linking': attack}})
 >>> dict(zip(table.headers, table.rows[0]))['verdict']
 'held'
@@ -72,19 +72,20 @@ def attacks(result: Mapping[str, Any]) -> tables.Table:
       *protections,
       'trivial',
       'goal',
-      'breaks klt',
+      'breaks',
       'verdict',
     ],
     rows,
     'PSNR: of the images that the attacker draws, mean over targets; trivial: '
     'without any message (the mean image, the best constant mask, a toss). '
-    'breaks klt: by more than the goal\nallows a protection, and as far as '
-    'when the attack was designed; in part: less far (share of the gain '
-    'without protection). sealed, other images: what the attack makes of '
-    'messages that have\nnothing to do with its targets; sealed may not be '
+    'breaks: which static transforms, by more than the\ngoal allows a '
+    'protection, and as far as when the attack was designed; in part: less far '
+    '(share of the gain without protection). official does not permute '
+    'positions, klt does. sealed, other images: what\nthe attack makes of '
+    'messages that have nothing to do with its targets; sealed may not be '
     'above it either. verdict, of sealed: held or broken, in doubt where above '
-    'the goal, but not by its interval; no proof where the '
-    'attack does not break\nklt, so that it is the attack that is weak.'
+    'the goal, but not by its interval; no\nproof where the attack breaks no '
+    'static transform, so that it is the attack that is weak.'
     + ''.join(f'\nNot measurable: {note}' for note in notes),
   )
 
@@ -198,10 +199,13 @@ def _of_whom(result):
 
 
 def _breaks(attack):
-  kept = attack['kept']
-  if attack['breaks_klt'] != 'in part' or kept is None:
-    return attack['breaks_klt']
-  return f'in part ({100 * kept:.0f} %)'
+  parts = []
+  for name, state in attack['breaks'].items():
+    if state == 'in part' and attack['kept'][name] is not None:
+      parts.append(f'{name} in part ({100 * attack["kept"][name]:.0f} %)')
+    elif state != 'no':
+      parts.append(name if state == 'yes' else f'{name} in part')
+  return ', '.join(parts) or 'none'
 
 
 def _interval(value, interval):

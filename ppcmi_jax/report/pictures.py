@@ -10,7 +10,6 @@ import numpy as np
 from ppcmi_jax import (
   evaluation,
   exposure,
-  learners,
 )
 from ppcmi_jax import workdir as workdir_lib
 from ppcmi_jax.figures import (
@@ -154,11 +153,7 @@ def _latents(config, run, folder) -> list[Figure]:
   for name, hospital in run.hospitals.items():
     image = run.data.hospitals[name]['train'].image[:LATENT_CASES]
     plain = jax.device_get(encode(hospital.state.image, image))
-    sent = exposure.observe(
-      'klt' if config.protection == 'official' else config.protection,
-      plain,
-      transform=learners.TRANSFORMS.get(config.protection),
-    )
+    sent = exposure.observe(config.protection, plain)
     before[name], after[name] = (
       np.concatenate(
         [
