@@ -51,6 +51,17 @@ def test_one_full_step_is_the_gaussian_mechanism(noise):
   assert delta == pytest.approx(1e-3, rel=0.02)
 
 
+@pytest.mark.parametrize('noise, expected', [(1, 13.9), (2, 4.4), (4, 1.9)])
+def test_fifty_epochs_cost_little_less_than_another_accountant_says(
+  noise, expected
+):
+  """Renyi's divergences bound the same from farther above."""
+  found = epsilon(
+    noise, num_units=4000, expected_batch=256, steps=781, delta=1e-5
+  )
+  assert 0.9 * expected < found < expected
+
+
 def test_sampling_and_noise_protect_and_steps_cost():
   base = epsilon(1.0)
   assert epsilon(1.0, expected_batch=20) < base < epsilon(1.0, steps=20)
