@@ -21,7 +21,7 @@ from typing import Any
 
 from ppcmi_jax import channel, key_store, keyed_channel, keyring, learners
 from ppcmi_jax import workdir as workdir_lib
-from ppcmi_jax.keyring import epochs
+from ppcmi_jax.keyring import epochs, kept
 from ppcmi_jax.sealed import session, vault
 
 Latents = Mapping[str, Mapping[str, Any]]
@@ -37,7 +37,7 @@ def enrol(config: Any, workdir: workdir_lib.Workdir, names: Sequence[str]):
     key_store.open_keys(workdir, list(names), create=True)
     return
   known = key_store.known_clients(workdir)
-  storage = _server(workdir) / 'storage.key'
+  storage = _server(workdir) / kept.STORAGE
   if not storage.exists() and not known:
     keyring.create(storage)
   for name in names:
@@ -61,7 +61,7 @@ def _enrol(workdir, name):
     if received.exists():
       raise ValueError(
         f'{key}: expected the key that {received} is a copy of, found none; '
-        'restore it, or erase the copy to enrol the client again'
+        'erase the copy to enrol the client again'
       )
     if export.exists():  # of a key that was never finished
       epochs.erase(export)
@@ -126,7 +126,7 @@ def server_channel(
       parties=_parties(folder, names),
       model_id=_model_id(workdir),
       wire_dtype=wire_dtype,
-      kept=vault.Vault(folder / 'kept', keyring.load(folder / 'storage.key')),
+      kept=vault.Vault(folder / kept.FOLDER, folder / kept.STORAGE),
     )
   return _keyed(config, workdir, names, latents, wire_dtype)
 
@@ -172,7 +172,7 @@ def _parties(folder: pathlib.Path, names) -> dict[str, session.Party]:
     if found != name:
       raise ValueError(
         f'{path}: expected the key of client {name!r}, found that of '
-        f'{found!r}; restore the file that belongs here'
+        f'{found!r}; rename it, or erase it and enrol {name!r} again'
       )
   return parties
 

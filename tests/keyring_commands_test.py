@@ -130,6 +130,10 @@ def test_help_fits_a_terminal_and_names_what_it_is(capsys, name):
     (['show', '--folder=x\0'], 'expected a folder, found embedded null'),
     (['erase', '--folder=x'], 'either the PATH of a file or --client'),
     (['erase', 'x', '--client=y'], 'either the PATH of a file or --client'),
+    (['erase', 'x', '--kept'], 'expected --client with --kept'),
+    (['erase', '--folder=x', '--kept'], 'either the PATH of a file or --cl'),
+    (['erase', '--folder=x', '--client=y', '--kept'], "x': expected a folder"),
+    (['storage', '--folder=x', '--rotate'], "x': expected a folder, found No"),
     (['erase', 'x'], "'x': expected a file of keys, found No such file"),
   ],
 )
@@ -158,6 +162,9 @@ def test_folders_open_to_others_are_refused(folder, tmp_path, refuse):
     ('import', here, f'--export={export}'),
     ('rotate', here, '--client=clinic-1'),
     ('erase', here, '--client=clinic-1'),
+    ('erase', here, '--client=clinic-1', '--kept'),
+    ('storage', here),
+    ('storage', here, '--rotate'),
     ('show', here),
   ):
     refuse("hospital': expected mode 0700, found 0750", *arguments)
@@ -259,14 +266,30 @@ def test_show_says_what_is_wrong_with_a_file(folder, call):
   (folder / 'clinic-1.export').write_text('cut')
   code, out, _ = call('show', f'--folder={folder}')
   notes = [line for line in out.splitlines() if line.startswith('note: ')]
-  assert code == 2 and len(notes) == 5
+  assert code == 2 and len(notes) == 6
   for text in (
     '.new-0000000000000000: left by a crash',
     "clinic-1.epoch': expected mode 0600, found 0644",
     "clinic-1.export': expected an epoch key, found bytes of another form",
     'clinic-2.epoch: holds a key of client clinic-1',
+    "clinic-2.ledger': expected a ledger, found No such file",
   ):
     assert sum(text in note for note in notes) == 1
+
+
+@pytest.mark.parametrize(
+  'content, found', [(None, 'No such file'), ('cut', 'another form')]
+)
+def test_show_says_that_a_ledger_is_missing_or_damaged(
+  folder, call, content, found
+):
+  os.remove(folder / 'clinic-1.export')
+  path = folder / 'clinic-1.ledger'
+  path.unlink() if content is None else path.write_text(content)
+  code, out, _ = call('show', f'--folder={folder}')
+  assert code == 2 and out.count('note: ') == 1
+  assert f"clinic-1.ledger': expected a ledger, found {found}" in out
+  assert 'enrol the client again: without a ledger replays could pass' in out
 
 
 @pytest.mark.parametrize('content', [b'', b'ppcmi_jax-ledger-v1 0000'])

@@ -183,10 +183,21 @@ def test_load_refuses_files_open_to_others(tmp_path, mode):
   assert keyring.load(tmp_path / 'k') == secret
 
 
+@pytest.mark.parametrize('mode', [0o750, 0o705, 0o720, 0o701, 0o777])
+def test_load_refuses_a_folder_open_to_others(tmp_path, mode):
+  secret = keyring.create(tmp_path / 'here' / 'k')
+  os.chmod(tmp_path / 'here', mode)
+  message = f"here': expected mode 0700, found {mode:04o}; run chmod 700"
+  with pytest.raises(ValueError, match=message) as caught:
+    keyring.load(tmp_path / 'here' / 'k')
+  assert_one_safe_line(caught.value, secret)
+  os.chmod(tmp_path / 'here', 0o500)
+  assert keyring.load(tmp_path / 'here' / 'k') == secret
+
+
 def test_load_refuses_what_is_no_readable_file(tmp_path, monkeypatch):
-  with pytest.raises(
-    ValueError, match="k': expected a key file, found nothing"
-  ):
+  message = "k': expected a key file, found No such .*as docs/keys.md says"
+  with pytest.raises(ValueError, match=message):
     keyring.load(tmp_path / 'k')
   with pytest.raises(ValueError, match='found something that is no regular'):
     keyring.load(tmp_path)
@@ -204,7 +215,7 @@ def test_load_refuses_what_is_no_readable_file(tmp_path, monkeypatch):
     raise PermissionError(13, 'Permission denied')
 
   monkeypatch.setattr(keyring.os, 'open', refuse)
-  with pytest.raises(ValueError, match='readable key file, found Permission'):
+  with pytest.raises(ValueError, match='a key file, found Permission'):
     keyring.load(tmp_path / 'k')
 
 

@@ -126,7 +126,10 @@ def sealed_ends(folder, wire_dtype):
 
 
 def ends_in(folder, wire_dtype):
-  kept = vault.Vault(folder / 'kept', bytes(32))
+  storage = folder / 'server' / 'storage.key'
+  if not storage.exists():
+    keyring.create(storage)
+  kept = vault.Vault(folder / 'kept', storage)
 
   def end(side, names, **options):
     parties = {n: session.Party(folder / side / f'{n}.epoch') for n in names}

@@ -29,6 +29,7 @@ Beside the secret that never changes, this package has keys that do:
   ------  -------------------------------------------------------------
   epochs  keys that a client and the server share, replace and erase
   ledger  counters of messages: each is sent once and let through once
+  kept    keys of contributions that a server keeps, under its storage key
   files   how all of these are written and read
 
 `python -m ppcmi_jax.keyring --help` is for those who carry them.
@@ -65,6 +66,8 @@ MAX_DERIVED_BYTES = 255 * 32  # RFC 5869, section 2.3
 _LINE = re.compile(
   rb'%s ([0-9a-f]{64}) ([0-9a-f]{16})\n' % re.escape(FORMAT.encode())
 )
+# What is right depends on the key: a run's is copied, the server's made anew.
+_RENEW = 'replace it as docs/keys.md says'
 _KEY_ID = re.compile(r'[0-9a-f]{16}')
 _LINE_BYTES = len(FORMAT) + 1 + 64 + 1 + 16 + 1
 
@@ -75,7 +78,8 @@ def create(path: str | os.PathLike[str]) -> bytes:
   The line is written to a temporary file of mode 0600 beside `path`, synced,
   and then linked to its name: after a crash there is no file at `path` or a
   whole one (perhaps with a stray `.new-*` beside it, to be deleted). Of several
-  callers at once one succeeds. Missing folders get mode 0700.
+  callers at once one succeeds. Missing folders get mode 0700; in one that was
+  there and is open to others, `load` refuses the file.
 
   Args:
     path: the key file to make.
@@ -106,16 +110,17 @@ def load(path: str | os.PathLike[str], *, key_id: str | None = None) -> bytes:
   """Reads the secret of a key file.
 
   Args:
-    path: a file that `create` wrote, open to its owner alone.
+    path: a file that `create` wrote; it and its folder are open to their owner
+      alone.
     key_id: the key id to insist on, 16 lower-case hex digits; None takes any.
 
   Returns:
     The secret, 32 bytes.
 
   Raises:
-    ValueError: if the file is missing, unreadable, open to group or others,
-      malformed, or holds another key, and for a `key_id` of another form. The
-      text never contains the secret.
+    ValueError: if the file is missing, unreadable, malformed, or holds another
+      key, if it or its folder is open to group or others, and for a `key_id`
+      of another form. The text never contains the secret.
   """
   where = ascii(os.fspath(path))
   if key_id is not None and not _KEY_ID.fullmatch(str(key_id)):
@@ -124,19 +129,9 @@ def load(path: str | os.PathLike[str], *, key_id: str | None = None) -> bytes:
     raise files.error(
       'key_id', '16 lower-case hex digits', 'another form', todo
     )
-  try:
-    line, mode = files.read_private(os.fspath(path), _LINE_BYTES + 1)
-  except FileNotFoundError:
-    todo = 'copy it here, or make one with keyring.create'
-    raise files.error(where, 'a key file', 'nothing', todo) from None
-  except (OSError, ValueError) as error:
-    found, todo = files.reason(error), 'check the path and who owns it'
-    raise files.error(where, 'a readable key file', found, todo) from None
-  if mode & 0o077:
-    todo = 'run chmod 600 on it, and make a new key if others may have read it'
-    raise files.error(where, 'mode 0600', f'{mode:04o}', todo)
+  line = files.read_line(os.fspath(path), 'a key file', renew=_RENEW)
   match = _LINE.fullmatch(line)
-  todo = 'the file was damaged or edited: restore it from its backup'
+  todo = f'the file was damaged or edited: {_RENEW}'
   if not match:
     expected = f'one line of {_LINE_BYTES} bytes, {FORMAT!r}, secret, key id'
     raise files.error(where, expected, _malformation(line), todo)

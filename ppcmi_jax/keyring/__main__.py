@@ -11,16 +11,18 @@ import inspect
 import os
 import pathlib
 import shlex
-import stat
 import sys
 from collections.abc import Sequence
 
 from ppcmi_jax import keyring
-from ppcmi_jax.keyring import epochs, files
+from ppcmi_jax.keyring import epochs, files, kept, listing
 
 VARIABLE = 'PPCMI_JAX_SECRETS'
 PROGRAM = 'python -m ppcmi_jax.keyring'
 
+_BLOCKS = (
+  'Flash memory, snapshots and backups may keep old blocks: see to them too.'
+)
 _DESCRIPTION = """\
 Makes, carries, replaces, erases and lists the keys of the protection 'sealed'.
 
@@ -35,11 +37,14 @@ A key's life:
                 storage   makes the server's own key, once
   4. hospital   erase     erases the export that stayed behind
   5. both       rotate    at agreed times: the next key; the old one is erased
+     server     storage   with --rotate, the same of the server's own key
+  6. both       erase     the keys of who leaves; then at the server, with
+                          --kept, those of what it kept to train from
 """
 _EPILOG = f"""\
 --folder may be left out where the environment variable {VARIABLE}
 names it. '{PROGRAM} COMMAND --help' explains a command.
-docs/privacy.md says what to do after a loss or a theft.
+docs/keys.md says what to do, also after a loss or a theft.
 """
 
 
@@ -128,8 +133,21 @@ def _storage(options):
 
   It wraps the keys of the contributions that the server keeps, and is shared
   with nobody. Without it they open no more, and clients contribute again.
+
+  --rotate makes another one, wraps what is kept anew and erases the old one.
+  Programs that are running go on with the new one. Stopped on its way it has
+  lost nothing: the same command goes on.
   """
-  path = os.path.join(_folder(options), 'storage.key')
+  folder = _folder(options)
+  path = os.path.join(folder, kept.STORAGE)
+  if options.rotate:
+    count = kept.rotate(folder)
+    print(f'the server has a new key of its own: {path}')
+    print(f'  key id  {keyring.key_id(keyring.load(path))} (public)')
+    print(f'  kept    {count} keys of contributions are under it')
+    print(f'The old one was erased.\n{_BLOCKS}')
+    return 0
+  files.make_private_folder(folder)
   secret = keyring.create(path)
   print(f'the server has a key of its own: {path}')
   print(f'  key id  {keyring.key_id(secret)} (public)')
@@ -168,12 +186,14 @@ def _erase(options):
   """Overwrites files of keys with random bytes and deletes them.
 
   Messages under an erased key open no more, by programs that are running
-  neither, and nobody can restore it; what a server kept for training opens by
-  its storage.key. It is best effort: flash memory, snapshots and backups may
-  keep old blocks.
+  neither, and nobody can restore it. What a server kept of a client to train
+  from opens by its storage.key all the same, until --kept erases that. It is
+  best effort: flash memory, snapshots and backups may keep old blocks.
   """
   if (options.path is None) == (options.client is None):
     raise ValueError('erase: expected either the PATH of a file or --client')
+  if options.kept:
+    return _erase_kept(options)
   if options.path is not None:
     paths = [options.path]
   else:
@@ -186,62 +206,37 @@ def _erase(options):
     print(f'erased: {path}')
   if options.client is not None:
     epochs.erase_strays(_folder(options), options.client)
-  print(
-    'Flash memory, snapshots and backups may keep old blocks: see to them too.'
-  )
+  print(_BLOCKS)
+  return 0
+
+
+def _erase_kept(options):
+  if options.client is None:
+    raise ValueError('erase: expected --client with --kept, found PATH')
+  folder, client = _folder(options), options.client
+  count = kept.erase(folder, client)
+  print(f'erased: {count} kept keys of contributions of client {client}')
+  key = os.path.join(folder, f'{client}.epoch')
+  if os.path.lexists(key):
+    print(
+      f'The key of the client is still here: {key}\n'
+      'With it the server opens messages of its epoch again, and keeps their\n'
+      'keys again, unless you delete those messages or erase that key, too.'
+    )
+  print(_BLOCKS)
   return 0
 
 
 def _show(options):
   """Lists the files of keys in a folder, without a byte of a key.
 
-  Key ids are public: equal ones on both sides mean equal keys. The exit code
-  is 2 if a file is damaged or open to others.
+  Key ids are public: equal ones on both sides mean equal keys. What the server
+  keeps of a client is counted. The exit code is 2 if a file is missing, damaged
+  or open to others.
   """
-  folder = pathlib.Path(_folder(options))
-  files.check_folder(str(folder))
-  rows, notes, num_bad = [], [], 0
-  for path in sorted(folder.iterdir()):
-    stray = files.STRAY.fullmatch(path.name) is not None
-    if path.suffix not in ('.epoch', '.export', '.key') and not stray:
-      continue
-    mode = f'{stat.S_IMODE(path.lstat().st_mode):04o}'
-    try:
-      row = _described(path)
-    except ValueError as error:
-      row = ('?', '?', '?')
-      if not stray:
-        notes.append(str(error))
-        num_bad += 1
-    if path.suffix == '.export':
-      notes.append(
-        f'{path.name}: a copy of a key, not erased yet; '
-        'erase it once the server has taken it in'
-      )
-    if stray:
-      notes.append(f'{path.name}: left by a crash, erase it')
-    if path.suffix == '.epoch' and row[0] not in ('?', path.stem):
-      notes.append(f'{path.name}: holds a key of client {row[0]}; rename it')
-      num_bad += 1
-    rows.append((*row, mode, path.name))
-  print(f'files of keys in {folder}: {len(rows) or "none"}')
-  if rows:
-    rows = [('client', 'epoch', 'key id', 'mode', 'file'), *rows]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    for row in rows:
-      cells = (f'{cell:{w}}' for cell, w in zip(row, widths, strict=True))
-      print('  ' + '  '.join(cells).rstrip())
-  for note in notes:
-    print(f'note: {note}')
-  return 2 if num_bad else 0
-
-
-def _described(path):
-  """Returns the client, the epoch and the key id in a file."""
-  if path.suffix == '.key':
-    return '-', '-', keyring.key_id(keyring.load(path))
-  key = epochs.load(path)
-  return key.client, str(key.epoch), key.key_id
+  lines, is_well = listing.of(_folder(options))
+  print('\n'.join(lines))
+  return 0 if is_well else 2
 
 
 def _folder(options):
@@ -299,7 +294,12 @@ def _parser():
   option = add('import', _import, "at the server: take in a hospital's export")
   option('--export', required=True, help='the file carried here')
   option('--client', help='refuse the key of any other client')
-  add('storage', _storage, 'at the server, once: make its own key')
+  option = add('storage', _storage, 'at the server, once: make its own key')
+  option(
+    '--rotate',
+    action='store_true',
+    help='make another one, and wrap anew what is kept',
+  )
   option = add('rotate', _rotate, 'at both: the next key; erase the old one')
   option('--client', required=True, help='whose key')
   option(
@@ -308,10 +308,16 @@ def _parser():
     help='to go on to, the same on both sides, so that repeating the command '
     'does no harm; default: the next',
   )
-  option = add('erase', _erase, 'destroy an export, or all keys of a client')
+  option = add('erase', _erase, 'destroy an export, or keys of a client')
   option('path', nargs='?', metavar='PATH', help='one file of keys')
   option('--client', help="this client's key and export in the folder")
-  add('show', _show, 'list keys and exports by client, epoch and key id')
+  option(
+    '--kept',
+    action='store_true',
+    help='at the server, with --client: instead of those, what it keeps of '
+    'the client to train from',
+  )
+  add('show', _show, 'list keys and exports, and what is wrong with them')
   return parser
 
 

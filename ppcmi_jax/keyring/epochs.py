@@ -40,6 +40,7 @@ from typing import NamedTuple
 from ppcmi_jax import channel, keyring
 from ppcmi_jax.keyring import files, ledger
 
+_RENEW = 'enrol the client again'
 _LINE = re.compile(
   rb'ppcmi_jax-epoch-v1 (%s) (0|[1-9][0-9]{0,9}) '
   rb'([0-9a-f]{64}) ([0-9a-f]{16})\n' % channel.CLIENT.pattern.encode()
@@ -86,7 +87,7 @@ def enrol(folder: str | os.PathLike[str], client: str) -> tuple[str, str]:
   if not isinstance(client, str) or not channel.CLIENT.fullmatch(client):
     expected = '1 to 64 of A-Z a-z 0-9 . _ -, the first a letter or a digit'
     raise files.error('client', expected, ascii(client), 'choose such a name')
-  _check_folder(folder)
+  files.make_private_folder(os.fspath(folder))
   root = os.urandom(keyring.SECRET_BYTES)
   first = EpochKey(client, 0, keyring.derive(root, 'epoch', client, '0'))
   del root
@@ -133,17 +134,16 @@ def load(path: str | os.PathLike[str]) -> EpochKey:
       folder is open to group or others. The text never contains the key.
   """
   path = os.fspath(path)
-  match = _LINE.fullmatch(files.read_line(path, 'an epoch key'))
-  todo = 'restore it, or enrol the client again'
+  line = files.read_line(path, 'an epoch key', renew=_RENEW)
+  match = _LINE.fullmatch(line)
   if not match:
-    raise files.error(
-      ascii(path), 'an epoch key', 'bytes of another form', todo
-    )
+    found = 'bytes of another form'
+    raise files.error(ascii(path), 'an epoch key', found, _RENEW)
   client, epoch, key, written = (group.decode() for group in match.groups())
   found = EpochKey(client, int(epoch), bytes.fromhex(key))
   if found.epoch > ledger.MAX_EPOCH or found.key_id != written:
     expected = 'a key that fits its id, name and epoch'
-    raise files.error(ascii(path), expected, 'another', todo)
+    raise files.error(ascii(path), expected, 'another', _RENEW)
   return found
 
 
@@ -223,9 +223,8 @@ def _go_on(path, current, epoch):
   if os.path.lexists(export):
     erase(export)
   if new.epoch != current.epoch:
-    with files.writing(path), open(path, 'r+b', buffering=0) as old:
-      files.replace(path, _key_line(new))
-      files.overwrite(old.fileno())
+    with files.writing(path):
+      files.supersede(path, _key_line(new))
   erase_strays(os.path.dirname(os.path.abspath(path)), current.client)
   return new
 
@@ -282,7 +281,7 @@ def _erase(path):
 
 def _install(folder, key):
   """Writes a new key and its ledger; returns the key's path."""
-  _check_folder(folder)
+  files.make_private_folder(os.fspath(folder))
   path = os.path.join(os.fspath(folder), f'{key.client}.epoch')
   with files.locked(path):
     if os.path.lexists(path):
@@ -291,14 +290,6 @@ def _install(folder, key):
     ledger.create(path, key.epoch)
     _write_new(path, _key_line(key))
   return path
-
-
-def _check_folder(folder):
-  """Makes a missing folder; raises ValueError for one open to others."""
-  folder = os.path.abspath(folder)
-  with files.writing(folder):
-    files.make_folders(folder)
-  files.check_folder(folder)
 
 
 def _key_line(key):

@@ -48,6 +48,16 @@ def replace(path: str, line: bytes) -> None:
   sync_folder(folder)
 
 
+def supersede(path: str, line: bytes) -> None:
+  """As `replace`, and then overwrites the blocks of the other.
+
+  A crash leaves one of both in place, whole; the other's blocks may stay.
+  """
+  with open(path, 'r+b', buffering=0) as old:
+    replace(path, line)
+    overwrite(old.fileno())
+
+
 def rewrite(path: str, line: bytes) -> None:
   """Puts a line over one of the same length, synced, or raises OSError.
 
@@ -137,12 +147,21 @@ def check_folder(folder: str) -> None:
     raise error(ascii(folder), 'mode 0700', found, todo)
 
 
-def read_line(path: str, what: str) -> bytes:
+def make_private_folder(folder: str) -> None:
+  """Makes a missing folder; raises ValueError for one open to others."""
+  folder = os.path.abspath(folder)
+  with writing(folder):
+    make_folders(folder)
+  check_folder(folder)
+
+
+def read_line(path: str, what: str, *, renew: str) -> bytes:
   """Reads a file of mode 0600 in a folder of 0700, or stricter.
 
   Args:
     path: of the file.
-    what: it should be, for the error: 'an epoch key'.
+    what: it should be, for the errors: 'an epoch key'.
+    renew: what to do where it is lost or others have read it, for the errors.
 
   Raises:
     ValueError: if it is missing or unreadable, or it or its folder is open to
@@ -151,10 +170,10 @@ def read_line(path: str, what: str) -> bytes:
   try:
     line, mode = read_private(path, MAX_BYTES + 1)
   except (OSError, ValueError) as found:
-    todo = 'check the path, or enrol the client'
+    todo = f'check the path, or {renew}'
     raise error(ascii(path), what, reason(found), todo) from None
   if mode & 0o077:
-    todo = 'run chmod 600 on it, and enrol again if others may have read it'
+    todo = f'run chmod 600 on it, and {renew} if others may have read it'
     raise error(ascii(path), 'mode 0600', f'{mode:04o}', todo)
   check_folder(os.path.dirname(os.path.abspath(path)))
   return line

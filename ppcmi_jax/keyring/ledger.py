@@ -132,10 +132,12 @@ class Ledger:
     return counts if epoch == counts.epoch else None, counts.epoch
 
   def _read(self):
-    match = _LINE.fullmatch(files.read_line(self._path, 'a ledger'))
+    renew = 'enrol the client again: without a ledger replays could pass'
+    match = _LINE.fullmatch(
+      files.read_line(self._path, 'a ledger', renew=renew)
+    )
     if not match:
-      todo = 'enrol again: without it replays could pass'
-      raise files.error(ascii(self._path), 'a ledger', 'another form', todo)
+      raise files.error(ascii(self._path), 'a ledger', 'another form', renew)
     return _Counts(*(int(group, 16) for group in match.groups()))
 
   def _write(self, counts):
