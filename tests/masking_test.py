@@ -181,6 +181,9 @@ def test_the_inverse_undoes_all_but_the_rounding(dtype):
   transform = masking.mask(dtype)
   secret = jax.jit(transform.init)(keys, latents)
   masked = jax.jit(transform.forward)(secret, latents)
+  if dtype != 'int4':  # whose scale is a mean, summed in any order
+    eager = transform.forward(transform.init(keys, latents), latents)
+    jax.tree.map(np.testing.assert_array_equal, eager, masked)
   assert masked['s3']['words'].shape == (masking.num_words((360,), dtype),)
   assert masked['s3']['numbers'].shape == (3, 2)
   found = jax.jit(transform.inverse)(secret, masked)

@@ -58,6 +58,19 @@ def test_every_truncation_and_extension_is_rejected():
   refuse(DATA + DATA)
 
 
+@hypothesis.given(st.data())
+def test_bytes_in_another_order_are_rejected(data):
+  """Blocks of a cipher, whole latents, or any two spans of the same length."""
+  size = data.draw(st.integers(1, len(DATA) // 2))
+  first = data.draw(st.integers(0, len(DATA) - 2 * size))
+  second = data.draw(st.integers(first + size, len(DATA) - size))
+  swapped = bytearray(DATA)
+  for place, other in ((first, second), (second, first)):
+    swapped[place : place + size] = DATA[other : other + size]
+  hypothesis.assume(bytes(swapped) != DATA)
+  refuse(bytes(swapped))
+
+
 @pytest.mark.parametrize(
   'changes',
   [
