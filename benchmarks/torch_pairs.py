@@ -225,6 +225,24 @@ def _mapping_step(size):
   )
 
 
+def _default_mapping_step(size):
+  """Ours by default beside the official one: not the same function."""
+  _, official, latents = _official(size)
+  config = size.config('published')
+  count = size.step_batch or config.mapping_batch_size
+  given = torch_networks.tensors(networks.latents_of(latents, count))
+  task, batch = networks.mapping_task(size), networks.mapping_batch(size, count)
+  ours = Network(None, networks.variables_of(task, batch), official.theirs)
+  return _step(
+    'mapping, ours by default',
+    ours,
+    task,
+    batch,
+    lambda: _latent_error(official.theirs(given), given),
+    error=float('nan'),
+  )
+
+
 def _baseline_step(size, method):
   config = size.config(method)
   config.augment = {}
@@ -308,6 +326,7 @@ def _segmentation(logits, y):
 STEPS = {
   'autoencoder': _autoencoder_step,
   'mapping': _mapping_step,
+  'default_mapping': _default_mapping_step,
   **{
     method: functools.partial(_baseline_step, method=method)
     for method in ('unet', 'ghostnet')
