@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import jax
 import numpy as np
 
-from benchmarks import measure
+from benchmarks import measure, networks
 from benchmarks import sizes as sizes_lib
 from ppcmi_jax import (
   augmentation,
@@ -14,6 +14,7 @@ from ppcmi_jax import (
   images,
   input_pipeline,
   metrics,
+  train_step,
 )
 
 STORED = 512  # side of a stored case, as CT slices have
@@ -21,7 +22,7 @@ CASES = 256
 
 
 def pipeline(size: sizes_lib.Size) -> Iterator[measure.Case]:
-  """Yields what makes batches: fitting, drawing, augmentation."""
+  """Yields what makes batches: fitting, drawing, transfer, augmentation."""
   config, rng = size.method(), np.random.default_rng(0)
   channels = config.image_channels
   case = {
@@ -36,14 +37,9 @@ def pipeline(size: sizes_lib.Size) -> Iterator[measure.Case]:
 
   batch = size.step_batch or config.autoencoder_batch_size
   arrays = {'image': size.images(CASES), 'mask': size.masks(CASES)}
-  turn = iter(range(2**31))
-
-  def draw(_):
-    return input_pipeline.batch_at(
-      arrays, next(turn), order=np.arange(CASES), batch_size=batch, seed=0
-    )
-
-  yield measure.Case([('draw a batch', draw)], batch)
+  yield _batches('images', arrays, batch)
+  pairs = jax.device_get(networks.mapping_batch(size, CASES))
+  yield _batches('latents', pairs, size.step_batch or config.mapping_batch_size)
   options = dict(config.augment)
   augment = lambda keys, image, mask: augmentation.augment(
     keys, images.unit_image(image), mask, **options
@@ -52,6 +48,21 @@ def pipeline(size: sizes_lib.Size) -> Iterator[measure.Case]:
   yield measure.jitted(
     'augment', augment, keys, size.images(batch), size.masks(batch), batch=batch
   )
+
+
+def _batches(what, arrays, batch_size):
+  """Returns the case of a batch drawn, and put where a step takes it."""
+  turn = iter(range(2**31))
+  shared = train_step.sharding(jax.devices(), 'batch')
+
+  def draw(_):
+    return input_pipeline.batch_at(
+      arrays, next(turn), order=np.arange(CASES), batch_size=batch_size, seed=0
+    )
+
+  put = lambda batch: jax.device_put(batch, shared)
+  stages = [(f'draw {what}', draw), (f'{what} to the devices', put)]
+  return measure.Case(stages, batch_size)
 
 
 def scores(size: sizes_lib.Size) -> Iterator[measure.Case]:

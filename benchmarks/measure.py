@@ -209,6 +209,8 @@ def table(found: Sequence[Mapping[str, Any]], title: str) -> tables.Table:
     'MiB: held at once, arguments and results included. GFLOP and GB: by '
     "XLA's cost analysis;\nGB are those of its operations, which caches serve "
     'too, so that their share of the\nmemory bandwidth may exceed 100 %; that '
-    'of the roofline is the larger of both shares. What\nis undefined or not '
-    'one compiled function: -.',
+    'of the roofline is the larger of both shares.\nOf '
+    "a step on several devices MiB, GFLOP and GB are of one device's program, "
+    'batch and\nimages/s of all. What is undefined or not one compiled '
+    'function: -.',
   )

@@ -1,7 +1,8 @@
 """What computes: networks answering, and networks learning.
 
 Weights are random: no time depends on them. The steps are those of training,
-augmentation on the device included, the input pipeline (`host`) not.
+augmentation on the device included; the input pipeline and the transfer of
+batches (`host`) are not.
 """
 
 import functools
@@ -240,8 +241,11 @@ def step(
   batch = jax.tree.map(
     lambda x: np.reshape(x, (devices, count // devices, *x.shape[1:])), batch
   )
+  # Where training has it before the step, too.
+  place = functools.partial(train_step.sharding, jax.devices())
+  batch = jax.device_put(batch, place('batch'))
   train = train_step.make_train_step(task, tx, microbatches)
-  key = jax.random.key(0)
+  key = jax.device_put(jax.random.key(0), place())
   cost = measure.cost(train, state, batch, key)
   # XLA counts the turns of a loop once.
   cost = cost._replace(

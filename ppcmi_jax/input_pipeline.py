@@ -10,8 +10,8 @@ channels, B batch.
 
 import collections
 import contextlib
-import functools
 import os
+import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent import futures
 from typing import Any, TypeVar
@@ -217,10 +217,20 @@ def balanced_order(groups: np.ndarray) -> np.ndarray:
   return np.concatenate([np.resize(r, longest) for r in rows])
 
 
-@functools.lru_cache(maxsize=1)
+_last = threading.local()
+
+
 def _permutation(seed: int, epoch: int, length: int) -> np.ndarray:
-  """Returns the order of an epoch; kept, as the next steps ask for it again."""
-  return np.random.default_rng([seed, epoch]).permutation(length)
+  """Returns the order of an epoch.
+
+  Each thread keeps its last, as the next steps ask for it again: networks that
+  train side by side have a thread each.
+  """
+  drawn = seed, epoch, length
+  if getattr(_last, 'drawn', None) != drawn:
+    _last.order = np.random.default_rng([seed, epoch]).permutation(length)
+    _last.drawn = drawn
+  return _last.order
 
 
 def batch_at(

@@ -40,22 +40,27 @@ def image_reconstruction(*, logits: jax.Array, labels: jax.Array):
   return jnp.mean(jnp.abs(error)) + jnp.mean(jnp.square(error))
 
 
-def segmentation(*, logits: jax.Array, labels: jax.Array):
+def segmentation(
+  *, logits: jax.Array, labels: jax.Array, axis_name: str | None = None
+):
   """Returns cross-entropy plus one minus the mean soft Dice of the classes.
 
   Dice is taken per class over the whole batch, and averaged over the classes
   that the batch holds, so that a small class weighs as much as a large one.
-  Under pmap the batch is a device's own share of it.
 
   Args:
     logits: [B, H, W, K].
     labels: [B, H, W, K] class probabilities (one-hot, or a mixture).
+    axis_name: pmap axis whose devices share the batch, or None. Cross-entropy
+      is a device's own: the mean of all, with their gradients, is the whole.
   """
   cross_entropy = jnp.mean(optax.softmax_cross_entropy(logits, labels))
   p, axes = jax.nn.softmax(logits), (0, 1, 2)
   overlap = jnp.sum(p * labels, axes)
-  total = jnp.sum(p, axes) + jnp.sum(labels, axes)
-  present = jnp.sum(labels, axes) > 0
+  found, wanted = jnp.sum(p, axes), jnp.sum(labels, axes)
+  if axis_name is not None:
+    overlap, found, wanted = jax.lax.psum((overlap, found, wanted), axis_name)
+  total, present = found + wanted, wanted > 0
   dice = jnp.sum(present * (2 * overlap) / (total + 1e-6))
   return cross_entropy + 1 - dice / jnp.maximum(jnp.sum(present), 1)
 

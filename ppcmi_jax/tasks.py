@@ -48,6 +48,11 @@ def _apply(model, variables, *args, key, train, **kwargs):
   return outputs, {**variables, **updates}
 
 
+def _axis(model, train):
+  """Returns the pmap axis that a training batch is shared over, or None."""
+  return getattr(model, 'axis_name', None) if train else None
+
+
 def _keys(key, batch):
   """Returns a key for augmentation, an example at a time, and one for noise.
 
@@ -112,7 +117,7 @@ def image_reconstruction(
       one_hot = jax.nn.one_hot(mask, classes.shape[-1])
       value = loss_fn(logits=logits, labels=image)
       value += segmentation_weight * losses.segmentation(
-        logits=classes, labels=one_hot
+        logits=classes, labels=one_hot, axis_name=_axis(model, train)
       )
     return value, ({'loss': value}, variables)
 
@@ -179,7 +184,9 @@ def mask_reconstruction(
       model, variables, latents, key=dropout_key, train=train, method='decode'
     )
     loss_fn = (
-      losses.official_reconstruction if official else losses.segmentation
+      losses.official_reconstruction
+      if official
+      else functools.partial(losses.segmentation, axis_name=_axis(model, train))
     )
     value = loss_fn(logits=logits, labels=labels)
     return value, ({'loss': value}, variables)
@@ -293,7 +300,9 @@ def segmentation(
       model, variables, image, key=dropout_key, train=train
     )
     value = losses.segmentation(
-      logits=logits, labels=jax.nn.one_hot(mask, num_classes)
+      logits=logits,
+      labels=jax.nn.one_hot(mask, num_classes),
+      axis_name=_axis(model, train),
     )
     return value, ({'loss': value}, variables)
 

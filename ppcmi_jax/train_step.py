@@ -146,6 +146,19 @@ def share(
   return replicate(state, devices)
 
 
+def sharding(devices: Devices, *axes: str) -> jax.sharding.NamedSharding:
+  """Returns where the train step takes arguments from, without moving them.
+
+  It is of this process' devices alone: each process puts there what it feeds.
+
+  Args:
+    devices: those of the step, of all processes.
+    *axes: 'batch' for a batch [D, B/D, ...]; nothing for a key.
+  """
+  mesh = jax.sharding.Mesh(np.array(devices), ('batch',)).local_mesh
+  return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
+
+
 def make_train_step(
   task: tasks.Task,
   tx: optax.GradientTransformation,
@@ -156,7 +169,7 @@ def make_train_step(
 
   A batch is [D, B/D, ...], D local devices. Gradients, metrics and batch
   statistics are averaged over the axis 'batch', all devices that share it;
-  models normalise over it too (their axis_name).
+  models normalise over it too (their axis_name), and Dice is taken over it.
 
   Args:
     task: what to learn.

@@ -186,8 +186,9 @@ class Trainer:
       directory: of the task's checkpoints.
       title: for the progress bar and error messages.
       log: called with {'task', 'step', 'loss', 'valid_loss', 'seconds',
-        'waited'} at each validation; seconds since the one before, or since the
-        start, and how many of them went by waiting for a batch.
+        'stepped', 'waited'} at each validation; seconds since the one before,
+        or since the start, how many of them went by in steps, the first one's
+        compilation included, and how many of those waiting for a batch.
       warn: called with a line for each damaged checkpoint.
       order: rows of `train` to draw from, with repeats; all once if None.
       pretrained: returns variables to start from, where there is no
@@ -210,7 +211,9 @@ class Trainer:
     validation_loss = self._validation_loss(self._batch_size // parts)
     # The 'rbg' generator compiles in a tenth of the time of the default one.
     init_key = jax.random.key(seed, impl='rbg')
-    step_key = jax.random.key(seed)
+    step_key = jax.device_put(
+      jax.random.key(seed), train_step.sharding(devices)
+    )
     order = (
       np.arange(len(jax.tree.leaves(train)[0])) if order is None else order
     )
@@ -235,17 +238,20 @@ class Trainer:
 
     state = train_step.share(processes.first(begin), like, devices)
     losses, step, done, waited = [], int(state.step), self.is_done(state), 0.0
-    batches = input_pipeline.ahead(
-      lambda step: input_pipeline.batch_at(
+    shared = train_step.sharding(devices, 'batch')
+
+    def batch_at(step):
+      batch = input_pipeline.batch_at(
         train,
         step,
         order=order,
         batch_size=self._batch_size,
         seed=seed,
         parts=len(devices) // processes.count(),
-      ),
-      range(step, self._steps),
-    )
+      )
+      return jax.device_put(batch, shared)
+
+    batches = input_pipeline.ahead(batch_at, range(step, self._steps))
     with contextlib.ExitStack() as stack:
       stack.enter_context(contextlib.closing(batches))
       if keeper:
@@ -261,6 +267,7 @@ class Trainer:
           disable=not processes.is_first(),
         )
       )
+      begun = time.monotonic()
       while not done and not stopped():
         start = time.monotonic()
         batch = next(batches)
@@ -273,19 +280,21 @@ class Trainer:
         if step % 20 == 0:
           bar.set_postfix({'loss': f'{float(losses[-1]):.4f}'}, refresh=False)
         if step % self._eval_every == 0 or step == self._steps:
+          jax.block_until_ready(state)  # steps end later than their calls
+          stepped = time.monotonic() - begun
           loss = validation_loss(state.variables, valid)
           state, row = _note(state, losses, loss, title)
           bar.set_postfix({k: f'{v:.4f}' for k, v in row.items()})
           state = train_step.replicate(state, devices)
           losses, seconds = [], time.monotonic() - clock
           clock += seconds
-          row |= {'seconds': seconds, 'waited': waited}
+          row |= {'seconds': seconds, 'stepped': stepped, 'waited': waited}
           waited = 0.0
           if processes.is_first():
             log({'task': title, 'step': step, **row})
           if keeper:
             keeper.save(step, state)
-          done = self.is_done(state)
+          done, begun = self.is_done(state), time.monotonic()
     return state
 
 

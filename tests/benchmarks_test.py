@@ -16,6 +16,7 @@ from absl.testing import flagsaver
 from benchmarks import __main__ as command
 from benchmarks import (
   comparison,
+  host,
   library_calls,
   machine,
   measure,
@@ -242,6 +243,28 @@ def test_a_run_prints_a_table_and_writes_json(run, capsys):
   assert lines[0] == 'measuring wire ...' and 'measuring metrics ...' in lines
   assert lines[1].startswith('encode, float16, batch 1: ')
   assert len(lines) == 2 + len(found['rows'])
+
+
+def test_batches_are_drawn_and_put_on_the_device():
+  """Images, and the latents that a mapping network learns from."""
+  of_images, of_latents = (
+    case
+    for case in host.pipeline(sizes.SIZES['small']._replace(step_batch=4))
+    if len(case.stages) == 2
+  )
+  assert [name for name, _ in of_latents.stages] == [
+    'draw latents',
+    'latents to the devices',
+  ]
+  for case in (of_images, of_latents):
+    (_, draw), (_, put) = case.stages
+    batch = draw(None)
+    found = put(batch)
+    assert case.batch == 4
+    for a, b in zip(jax.tree.leaves(batch), jax.tree.leaves(found)):
+      assert isinstance(a, np.ndarray) and isinstance(b, jax.Array)
+      assert a.dtype == b.dtype and a.shape[:2] == b.shape[:2] == (1, 4)
+  assert set(batch) == {'image', 'mask', 'client', 'slot'}
 
 
 def test_what_was_measured_stays_when_the_rest_is_stopped(

@@ -80,6 +80,22 @@ def test_a_pass_is_ordered_once(monkeypatch):
   assert drawn == [[97, 0], [97, 1], [97, 2]]
 
 
+def test_networks_side_by_side_keep_their_orders(monkeypatch):
+  drawn, generator = [], np.random.default_rng
+  monkeypatch.setattr(
+    np.random, 'default_rng', lambda s: drawn.append(s) or generator(s)
+  )
+  turns = [
+    input_pipeline.ahead(
+      lambda step, seed=seed: draw([step], 4, np.arange(40), seed), range(20)
+    )
+    for seed in (97, 98, 99)
+  ]
+  for _ in zip(*turns, strict=True):  # two passes of each, in turn
+    pass
+  assert sorted(drawn) == [[s, e] for s in (97, 98, 99) for e in (0, 1)]
+
+
 def test_processes_and_devices_share_a_batch(monkeypatch):
   arrays, order = {'row': np.arange(20)}, np.arange(20)
   at = lambda: input_pipeline.batch_at(

@@ -1,5 +1,7 @@
 """Tests of losses.py against numpy, and of what each loss notices."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -150,6 +152,32 @@ def test_segmentation_pools_a_class_over_the_batch():
   mask[0, :2] = 2
   value, _ = JITTED['segmentation'](60 * one_hot(mask), one_hot(mask))
   assert value == pytest.approx(0, abs=1e-5)
+
+
+@pytest.mark.parametrize('devices', [1, 2, 4])
+def test_devices_that_share_a_batch_take_dice_of_all_of_it(devices):
+  """Means over devices, of loss and gradient, are those of the whole."""
+  rng = np.random.default_rng(0)
+  mask = rng.integers(0, 2, (4, 4, 4))
+  mask[0, :2] = 2  # a class that one device has
+  logits = rng.normal(size=(4, 4, 4, 3)).astype(np.float32)
+  factor = np.float32(1)  # parameters, which all devices have
+
+  def loss(factor, logits, labels, axis_name=None):
+    return losses.segmentation(
+      logits=factor * logits, labels=labels, axis_name=axis_name
+    )
+
+  share = lambda x: x.reshape(devices, -1, *x.shape[1:])
+  own = jax.vmap(
+    jax.value_and_grad(functools.partial(loss, axis_name='batch')),
+    in_axes=(None, 0, 0),
+    axis_name='batch',
+  )
+  found = own(factor, share(logits), share(one_hot(mask)))
+  expected = jax.value_and_grad(loss)(factor, logits, one_hot(mask))
+  for a, b in zip(found, expected, strict=True):
+    assert float(np.mean(a)) == pytest.approx(float(b), rel=1e-5)
 
 
 @pytest.mark.parametrize('name', LOSSES)

@@ -196,7 +196,7 @@ def test_training_is_random_in_its_key_alone(run):
 @pytest.fixture
 def seen(monkeypatch):
   """Makes losses return (logits, labels), before tasks are made."""
-  look = lambda *, logits, labels: (logits, labels)
+  look = lambda *, logits, labels, **_: (logits, labels)
   names = ('image_reconstruction', 'official_reconstruction', 'segmentation')
   for name in names:
     monkeypatch.setattr(losses, name, look)

@@ -67,7 +67,8 @@ def test_loss_falls_and_is_logged(tmp_path):
   )
   spent = time.monotonic() - start
   assert 0 < sum(row['seconds'] for row in rows) < spent
-  assert all(0 < row['waited'] < row['seconds'] for row in rows)
+  for row in rows:
+    assert 0 < row['waited'] < row['stepped'] < row['seconds']
   assert [row['step'] for row in rows] == [10, 20, 30]
   assert rows[-1]['loss'] < rows[0]['loss']
   assert int(state.step) == 30

@@ -10,6 +10,7 @@ Axes: B batch, H height, W width, C channels.
   [[0.0, 1.0], [2.0, 3.0]]
 """
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -155,19 +156,20 @@ def _max_pool_even(x):
 
 
 def _max_pool_forward(x):
-  y = _max_pool_even(x)
-  return y, (x, y)
+  return _max_pool_even(x), x
 
 
-def _max_pool_backward(residuals, gradient):
-  x, y = residuals
-  batch, height, width, channels = y.shape
+def _max_pool_backward(x, gradient):
+  batch, height, width, channels = gradient.shape
   windows = x.reshape(batch, height, 2, width, 2, channels)
+  parts = [[windows[:, :, i, :, j] for j in (0, 1)] for i in (0, 1)]
+  # Not what went forward: XLA may have computed that to other last bits.
+  y = functools.reduce(jnp.maximum, parts[0] + parts[1])
   rows, free = [], jnp.ones(y.shape, bool)
-  for i in (0, 1):
+  for part in parts:
     row = []
-    for j in (0, 1):
-      first = free & (windows[:, :, i, :, j] == y)
+    for z in part:
+      first = free & (z == y)
       row.append(jnp.where(first, gradient, 0))
       free = free & ~first
     rows.append(jnp.stack(row, 3))
