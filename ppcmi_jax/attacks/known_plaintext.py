@@ -10,7 +10,8 @@ Procrustes gives Q and b as soon as K P positions span the C channels: one image
 for s3 and s4, five for b at the official size (relative error 1e-6, measured).
 A permutation of positions hides which z_p belongs to w_p, but it is an
 isometry, too: each position is known by its distances to all others. Where K is
-too small, the directions that are still open stay at their mean.
+too small, the directions that are still open stay at their mean. (Rotations of
+data fall to known pairs, as Liu, Giannella and Kargupta showed, PKDD 2006.)
 
 Positions that look alike in all known images, such as empty background, can't
 be told apart; only those stay unsorted.

@@ -12,7 +12,8 @@ the strongest transform down:
 
 Rotation, permutation and shift are isometries, so that distances between
 positions, and what follows from them, survive (measured on phantoms: AUC 1.000
-static, 0.996 with fresh keys).
+static, 0.996 with fresh keys). The features are this project's own; the AUC is
+over all pairs of messages.
 
 Axes: N messages, P positions, F features.
 """

@@ -24,7 +24,8 @@ messages, and not at all where every message has an order of its own.
 
 The network adds to the attacker's prior, the mean mask, and stops by held-out
 data (`fitting`): without information it stays at the prior. To attack a
-protection that is no isometry, fit to own messages under that protection.
+protection that is no isometry, fit to own messages under that protection. The
+attack is this project's own.
 
 Axes: N messages, H, h height, W, w width, C channels, F features.
 """
