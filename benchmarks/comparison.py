@@ -128,6 +128,6 @@ def table(
     'Below 1, JAX is faster. Medians of rounds, in which both took turns, and '
     '10th to 90th\npercentile of the ratios of a round. CPU time counts all '
     'threads, also those that wait\nby spinning. Before, both were checked to '
-    'have the same parameters and results, but for\nour default networks beside '
-    'official ones.',
+    'have the same parameters and results, but for\nour default networks, '
+    'which are beside official ones.',
   )

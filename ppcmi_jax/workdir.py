@@ -22,6 +22,7 @@ import fcntl
 import json
 import os
 import pathlib
+import time
 from collections.abc import Mapping
 from typing import Any
 
@@ -167,9 +168,9 @@ class Workdir:
       yield
 
   def log(self, row: Mapping[str, Any]) -> None:
-    """Appends one line of metrics."""
+    """Appends one line of metrics, with the time of day, in Unix seconds."""
     with open(self.path / 'metrics.jsonl', 'a') as file:
-      file.write(json.dumps(row) + '\n')
+      file.write(json.dumps({**row, 'time': time.time()}) + '\n')
 
   def read_log(self) -> list[dict[str, Any]]:
     """Returns what was logged, less lines that a kill cut short."""

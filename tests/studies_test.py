@@ -153,6 +153,17 @@ def test_a_stopped_study_goes_on(tmp_path, monkeypatch, capsys):
     run()
 
 
+def test_trainings_side_by_side_took_their_time_once():
+  rows = [
+    {'task': 'image of 1', 'seconds': 10.0, 'time': 110.0},
+    {'task': 'image of 2', 'seconds': 12.0, 'time': 113.0},  # from 101 on
+    {'task': 'image of 1', 'seconds': 5.0, 'time': 115.0},
+    {'task': 'mapping', 'seconds': 20.0, 'time': 1020.0},  # started again
+    {'task': 'of before rows had a time', 'seconds': 7.0},
+  ]
+  assert studies._seconds_trained(rows) == pytest.approx(15 + 20)
+
+
 def test_a_client_without_structures_is_in_no_mean(config):
   truth = np.zeros((4, 8, 8), np.uint8)
   truth[:, :4] = 1

@@ -209,14 +209,23 @@ def _evaluated(variant, root) -> dict[str, Any]:
     results = evaluation.evaluate(config, path, trained, names)
     _keep_examples(trained, path)
     folder = workdir.Workdir(path, config.to_dict(), create=False)
-    seconds = sum(row.get('seconds', 0) for row in folder.read_log())
-    results['minutes'] = seconds / 60
+    results['minutes'] = _seconds_trained(folder.read_log()) / 60
     if trained.guarantee:
       results['epsilon'] = trained.guarantee.epsilon
     file = folder.path / 'eval' / evaluation.RESULTS
     workdir.write_text(file, json.dumps(results, indent=1) + '\n')
   # Opening it compares its configuration with the variant's.
   return _results(workdir.Workdir(path, config.to_dict(), create=False).path)
+
+
+def _seconds_trained(rows) -> float:
+  """Returns the wall clock of trainings: once, where some went side by side."""
+  rows = [r for r in rows if 'seconds' in r and 'time' in r]
+  spent, until = 0.0, 0.0
+  for start, end in sorted((r['time'] - r['seconds'], r['time']) for r in rows):
+    spent += max(end - max(start, until), 0.0)
+    until = max(until, end)
+  return spent
 
 
 def _keep_examples(trained, path) -> None:

@@ -49,8 +49,8 @@ def build(
     'query of batch 1. KiB sent: of a query,\none way. at most, steps x batch: '
     'of the image and the mask autoencoder of each client, and of the mapping '
     'network; or of the\nbaseline; fewer where a training stopped early. '
-    'minutes: of its trainings, added up where '
-    'they went side by side, less what was copied from an\nearlier variant.'
+    'minutes: of wall clock, of its trainings, less what was copied from an '
+    'earlier variant.'
     + any('epsilon' in results for results in done.values())
     * (
       '\nepsilon: of (epsilon, delta)-differential privacy for one training '
