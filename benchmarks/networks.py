@@ -17,7 +17,7 @@ import optax
 
 from benchmarks import measure
 from benchmarks import sizes as sizes_lib
-from ppcmi_jax import learners, standardisation, tasks, train_step
+from ppcmi_jax import learners, tasks, train_step
 
 ACCELERATOR_STEPS = 20
 
@@ -50,19 +50,9 @@ def latents_of(shapes: Any, batch: int) -> dict[str, jax.Array]:
   }
 
 
-def mapping_task(
-  size: sizes_lib.Size, clients: int = 1, config: Any = None
-) -> tasks.Task:
-  """Returns the server's task, with statistics of nothing in particular."""
-  latents = size.learners().latents
-  statistics = {
-    modality: standardisation.Statistics(
-      {k: np.zeros((clients, z.shape[-1]), np.float32) for k, z in of.items()},
-      {k: np.ones((clients, z.shape[-1]), np.float32) for k, z in of.items()},
-    )
-    for modality, of in latents.items()
-  }
-  return learners.mapping(config or size.method(), statistics)[0]
+def mapping_task(size: sizes_lib.Size, config: Any = None) -> tasks.Task:
+  """Returns the server's task."""
+  return learners.mapping(config or size.method())[0]
 
 
 def mapping_batch(size: sizes_lib.Size, batch: int) -> dict[str, Any]:

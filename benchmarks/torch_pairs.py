@@ -151,7 +151,7 @@ def defaults(size: sizes_lib.Size) -> Iterator[Pair]:
     image, mapping, mask = variables
     apply = functools.partial(nn.Module.apply, train=False)
     z = apply(parts.image_model, image, x, method='encode')
-    z = task.predict(mapping, z, jnp.zeros(1, jnp.int32))
+    z = task.predict(mapping, z)
     return apply(parts.mask_model, mask, z, method='decode')
 
   image = jnp.asarray(pair['image'] / 255, jnp.float32)

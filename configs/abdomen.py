@@ -123,7 +123,6 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.mapping = 'fused_mapping'
   config.mapping_options = {'widths': (96, 160, 256)}
   config.mapping_remat = False  # less of an accelerator's memory, more time
-  config.standardise = True
   config.mapping_batch_size = 8
   config.mapping_learning_rate = 3e-3
   config.mapping_steps = 1800
@@ -147,7 +146,6 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
     config.copies = 0
     config.mapping = 'mapping'
     config.mapping_options = {'width': 0.25}
-    config.standardise = False
   if method == 'privacy_sf':
     config.skips = False
     config.protection = 'none'

@@ -27,7 +27,6 @@ from ppcmi_jax import (
   privacy_guarantee,
   processes,
   server_training,
-  standardisation,
   train_step,
 )
 from ppcmi_jax import (
@@ -188,13 +187,7 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
   }
   latents = autoencoders.latents
   pair = server_training.blank_pair(latents)
-  task, trainer = learners.mapping(
-    config,
-    {
-      modality: standardisation.Statistics.zeros(like, len(names))
-      for modality, like in latents.items()
-    },
-  )
+  task, trainer = learners.mapping(config)
   server_state = trainer.restore(
     pair, workdir.checkpoints('mapping'), warn=logging.warning
   )
@@ -266,10 +259,6 @@ def _networks(autoencoders, task, pair, data, trained, server_state):
       half(state.image, 'encoder'),
       (data.sample()['image'],),
     ),
-    'mapping network': (
-      task.predict,
-      server_state,
-      (pair['image'], pair['client']),
-    ),
+    'mapping network': (task.predict, server_state, (pair['image'],)),
     'mask decoder': (decode, half(state.mask, 'decoder'), (pair['mask'],)),
   }

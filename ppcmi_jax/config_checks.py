@@ -19,7 +19,6 @@ from ppcmi_jax import (
   score_table,
   side_by_side,
   splits,
-  standardisation,
   training,
 )
 from ppcmi_jax.models import autoencoder
@@ -257,13 +256,7 @@ def _try_private(config):
   built = learners.autoencoders(
     config, channels=config.image_channels, num_classes=2
   )
-  task, _ = learners.mapping(
-    config,
-    {
-      modality: standardisation.Statistics.zeros(like, 1)
-      for modality, like in built.latents.items()
-    },
-  )
+  task, _ = learners.mapping(config)
   _try('mapping_options', task, built.latents)
 
 

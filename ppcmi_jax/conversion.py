@@ -52,7 +52,6 @@ FIDELITY = {
   'segmentation_weight': (0.0,),
   'sensitivity': (False,),
   'mapping': ('mapping',),
-  'standardise': (False,),
 }
 _FILES = {'image': 'client{}_img_ae.pt', 'mask': 'client{}_mask_ae.pt'}
 _MAPPING = 'umn.pt'
@@ -140,7 +139,7 @@ def _fill(config, workdir, folder):
       key_store.keep_transform_secrets(
         workdir, transforms, secrets[name], name, config.protection
       )
-  _, trainer = learners.mapping(config, {})
+  _, trainer = learners.mapping(config)
   _adopt(
     trainer,
     official.load_mapping(files['mapping']),

@@ -189,31 +189,14 @@ def _mapping_model(config):
     config.mapping,
     options,
     'mapping_options',
-    relu=not config.standardise,
     remat=config.mapping_remat,
     dtype=COMPUTE_DTYPES[config.compute_dtype],
   )
 
 
-def mapping(
-  config: Any, statistics: Mapping[str, Any]
-) -> tuple[tasks.Task, training.Trainer]:
-  """Returns the server's task and trainer.
-
-  Args:
-    config: of the run.
-    statistics: {'image': standardisation.Statistics, 'mask': likewise}, used
-      where the configuration standardises latents.
-  """
-  model = _mapping_model(config)
-  if not config.standardise:
-    statistics = {'image': None, 'mask': None}
-  task = tasks.mapping(
-    model,
-    image_statistics=statistics['image'],
-    mask_statistics=statistics['mask'],
-    weigh=config.sensitivity,
-  )
+def mapping(config: Any) -> tuple[tasks.Task, training.Trainer]:
+  """Returns the server's task and trainer."""
+  task = tasks.mapping(_mapping_model(config))
   return task, _trainer(config, task, 'mapping', config.mapping_steps)
 
 

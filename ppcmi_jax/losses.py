@@ -66,25 +66,17 @@ def segmentation(
 
 
 def latent_mse(
-  *,
-  predictions: Mapping[str, jax.Array],
-  targets: Mapping[str, jax.Array],
-  weights: Mapping[str, jax.Array] | None = None,
+  *, predictions: Mapping[str, jax.Array], targets: Mapping[str, jax.Array]
 ):
   """Returns the sum over scales of the mean squared error of latents.
 
-  The published mapping loss (arXiv 2603.05541), in whatever units the
-  latents have: those of the encoder, or standardised per channel.
+  The published mapping loss (arXiv 2603.05541), in the units that the latents
+  came in.
 
   Args:
     predictions, targets: {scale: [B, h, w, C]}.
-    weights: of the squared errors, {scale: what broadcasts to these}; all one
-      if None.
   """
   return sum(
-    jnp.mean(
-      jnp.square(predictions[name] - targets[name])
-      * (1.0 if weights is None else weights[name])
-    )
+    jnp.mean(jnp.square(predictions[name] - targets[name]))
     for name in sorted(targets)
   )

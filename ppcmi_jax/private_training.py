@@ -19,13 +19,11 @@ worse in delta), so it is no promise to patients. `fit_mapping`'s is none: its
 unit is one training image with its augmented copies, as the server, which
 trains, is not told whose image it is.
 
-What the guarantee does not cover: statistics of latents computed from the
-training data (`standardisation.Statistics`; take them from public data),
-autoencoders that learnt from the same images, the choice of settings by looking
-at results, and a validation set. So there is no early stopping here, and the
-last parameters are the result. Noise comes from JAX's threefry with a 64-bit
-key, and floating-point noise has known subtleties (Mironov, CCS 2012): a
-research tool.
+What the guarantee does not cover: autoencoders that learnt from the same
+images, the choice of settings by looking at results, and a validation set. So
+there is no early stopping here, and the last parameters are the result. Noise
+comes from JAX's threefry with a 64-bit key, and floating-point noise has known
+subtleties (Mironov, CCS 2012): a research tool.
 
 The network must treat examples one by one: no BatchNorm. The fused mapping
 network has norm='group'. The accountant is that of dp_accounting, which the
@@ -215,16 +213,13 @@ def fit_mapping(
     As `fit`.
   """
   variables, guarantee = fit(task, pairs, subject=source, **options)
-  learnt = 'autoencoders'
-  if 'latent_stats' in variables:
-    learnt += ' and statistics of latents (standardise)'
   return variables, guarantee._replace(
     unit='training image (with all its augmented copies)',
     notes=(
       *guarantee.notes,
       'not per patient: of one with k training images it says at most k times '
       'this epsilon, at a worse delta',
-      f'with the {learnt} held fixed, which were made from the same images '
+      'with the autoencoders held fixed, which were made from the same images '
       'without noise',
       'against whoever uses or has the mapping network, not against the server',
     ),

@@ -14,7 +14,6 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from ppcmi_jax import channel as channel_lib
@@ -41,8 +40,8 @@ def make_server(
   """Returns a server for the clients that its channel has keys of.
 
   Args:
-    predict: (variables, image latents {scale: [B, h, w, C]}, client [B] int32)
-      -> mask latents (`tasks.mapping`). Clients are numbered as in the channel.
+    predict: (variables, image latents {scale: [B, h, w, C]}) -> mask latents
+      (`tasks.mapping`).
     channel: its end.
     latents: {'image': {scale: [B, h, w, C]}, 'mask': likewise}, arrays or
       ShapeDtypeStructs of any B, that queries must have and replies will have.
@@ -53,16 +52,9 @@ def make_server(
   }
 
   @jax.jit
-  def map_latents(variables, query_keys, covered, reply_keys, number):
+  def map_latents(variables, query_keys, covered, reply_keys):
     z = channel.codec.uncover(query_keys, covered, latents['image'])
-    batch = len(next(iter(z.values())))
-    client = jnp.full(batch, number, jnp.int32)
-    mapped = predict(variables, z, client)
-    return channel.codec.cover(reply_keys, mapped)
-
-  # On the device already: sending one with each query would take longer than
-  # some layers.
-  numbers = [jnp.int32(i) for i in range(len(channel.clients))]
+    return channel.codec.cover(reply_keys, predict(variables, z))
 
   def respond(variables, query):
     opened = channel.open(
@@ -72,9 +64,8 @@ def make_server(
     draft = channel.draft(
       route, channel_lib.batch_of(latents['mask'], opened.batch)
     )
-    number = numbers[channel.clients.index(opened.client)]
     return draft.seal(
-      map_latents(variables, opened.keys, opened.covered, draft.keys, number)
+      map_latents(variables, opened.keys, opened.covered, draft.keys)
     )
 
   return Server(respond)

@@ -23,7 +23,6 @@ from ppcmi_jax import (
   learners,
   private_training,
   processes,
-  standardisation,
   wire,
 )
 from ppcmi_jax import (
@@ -68,13 +67,7 @@ def train(
   # Whose copy a pair is matters to privacy only.
   source, _ = pairs.pop('source'), valid.pop('source')
   processes.check_equal('contributions', len(pairs['client']))
-  statistics = {
-    modality: standardisation.Statistics.of(
-      pairs[modality], pairs['client'], len(names)
-    )
-    for modality in latents
-  }
-  task, trainer = learners.mapping(config, statistics)
+  task, trainer = learners.mapping(config)
   if config.dp.noise_multiplier:
     processes.first(
       lambda: _fit_privately(
@@ -161,5 +154,4 @@ def blank_pair(latents: Mapping[str, Any]) -> dict[str, Any]:
   Args:
     latents: {modality: {scale: shape [1, h, w, C]}}.
   """
-  pair = jax.tree.map(lambda z: np.zeros(z.shape, z.dtype), dict(latents))
-  return {**pair, 'client': np.zeros(1, np.int32)}
+  return jax.tree.map(lambda z: np.zeros(z.shape, z.dtype), dict(latents))

@@ -20,7 +20,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ppcmi_jax import augmentation, images, losses, standardisation
+from ppcmi_jax import augmentation, images, losses
 
 Variables = Mapping[str, Any]
 
@@ -199,82 +199,33 @@ def mask_reconstruction(
   return Task(init, loss, predict)
 
 
-def mapping(
-  model: nn.Module,
-  *,
-  image_statistics: standardisation.Statistics | None = None,
-  mask_statistics: standardisation.Statistics | None = None,
-  weigh: bool = False,
-) -> Task:
+def mapping(model: nn.Module) -> Task:
   """Learns to map image latents to mask latents (arXiv 2603.05541, stage 3).
 
-  A batch holds 'image' and 'mask', latents {scale: [B, h, w, C]}, and 'client'
-  [B] int32. With statistics, the network works on latents standardised per
-  client and channel; they travel with the variables. `predict` takes (latents,
-  client) and returns mask latents, never negative, as encoders end in a ReLU.
+  A batch holds 'image' and 'mask', latents {scale: [B, h, w, C]} of any
+  floating dtype. `predict` takes latents and returns mask latents.
 
   Args:
-    model: a mapping network; without its final ReLU where statistics are used.
-    image_statistics: of image latents, or None to map latents as they are.
-    mask_statistics: of mask latents, given with image_statistics or not at all.
-    weigh: whether squared errors count in the units that mask latents came in,
-      which clients may choose (`sensitivity`), not in those of the statistics.
+    model: a mapping network.
   """
-  standardised = image_statistics is not None
-  if standardised != (mask_statistics is not None):
-    raise ValueError(
-      'statistics: expected those of image and mask latents, or neither; '
-      'found one of them'
-    )
-  unscale = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
+  as_float32 = lambda tree: jax.tree.map(lambda x: x.astype(jnp.float32), tree)
 
   def init(key, batch):
-    variables = model.init(
-      key,
-      jax.tree.map(lambda z: z[:1] * 1.0, unscale(batch['image'])),
-      train=False,
-    )
-    if standardised:
-      variables = {
-        **variables,
-        'latent_stats': {
-          'image': image_statistics._asdict(),
-          'mask': mask_statistics._asdict(),
-        },
-      }
-    return variables
-
-  def statistics(variables, modality):
-    return standardisation.Statistics(**variables['latent_stats'][modality])
-
-  def network(variables, latents, client, key, train):
-    latents = unscale(latents)
-    own = {k: v for k, v in variables.items() if k != 'latent_stats'}
-    if standardised:
-      latents = statistics(variables, 'image').standardise(latents, client)
-    outputs, own = _apply(model, own, latents, key=key, train=train)
-    return outputs, {**variables, **own}
+    first = jax.tree.map(lambda z: z[:1] * 1.0, as_float32(batch['image']))
+    return model.init(key, first, train=False)
 
   def loss(variables, batch, key, train):
     _, dropout_key = _keys(key, batch)
-    outputs, new = network(
-      variables, batch['image'], batch['client'], dropout_key, train
+    outputs, new = _apply(
+      model, variables, as_float32(batch['image']), key=dropout_key, train=train
     )
-    targets, weights = unscale(batch['mask']), None
-    if standardised:
-      scaling, client = statistics(variables, 'mask'), batch['client']
-      targets = scaling.standardise(targets, client)
-      weights = scaling.weights(client) if weigh else None
     value = losses.latent_mse(
-      predictions=outputs, targets=targets, weights=weights
+      predictions=outputs, targets=as_float32(batch['mask'])
     )
     return value, ({'loss': value}, new)
 
-  def predict(variables, latents, client):
-    outputs, _ = network(variables, latents, client, None, False)
-    if standardised:
-      outputs = statistics(variables, 'mask').restore(outputs, client)
-    return jax.tree.map(nn.relu, outputs)
+  def predict(variables, latents):
+    return model.apply(variables, as_float32(latents), train=False)
 
   return Task(init, loss, predict)
 

@@ -29,7 +29,6 @@ COSTS = arithmetic.Costs(
   respond_s=0.05,
   order_s=1e-8,
   respond_wall_s=0.06,
-  statistics_bytes=7000,
   key_bytes=400,
   kept_bytes=48,
 )
@@ -65,7 +64,6 @@ def test_needs_are_products():
       'core_hours': 10.0,  # 36,000 s
       'chip_hours': 0.02,  # 2.16e15 / 3e13 = 72 s
       'pod_hours': 0.005,
-      'statistics_bytes': 70_000,
       'key_bytes': 4000,
       'upload_bytes': 7.2e6,
       'upload_hours': 0.016,  # 57.6e6 bits at 1e6 a second: 57.6 s

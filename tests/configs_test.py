@@ -4,7 +4,6 @@ import importlib
 import pathlib
 
 import jax
-import numpy as np
 import pytest
 
 from configs import abdomen, phantom, smoke
@@ -14,7 +13,6 @@ from ppcmi_jax import (
   learners,
   partitions,
   splits,
-  standardisation,
 )
 
 CONFIGS = {'abdomen': abdomen, 'phantom': phantom, 'smoke': smoke}
@@ -47,16 +45,9 @@ def test_is_complete_and_consistent(name, method):
     return
   built = learners.autoencoders(config, channels=1, num_classes=3)
   assert built.latents['image'].keys() == {'s3', 's4', 'b'}
-  blank = {
-    modality: standardisation.Statistics.zeros(like, 3)
-    for modality, like in built.latents.items()
-  }
-  task, _ = learners.mapping(config, blank)
-  pair = {**built.latents, 'client': jax.ShapeDtypeStruct((1,), np.int32)}
-  variables = jax.eval_shape(task.init, jax.random.key(0), pair)
-  outputs = jax.eval_shape(
-    task.predict, variables, built.latents['image'], pair['client']
-  )
+  task, _ = learners.mapping(config)
+  variables = jax.eval_shape(task.init, jax.random.key(0), built.latents)
+  outputs = jax.eval_shape(task.predict, variables, built.latents['image'])
   assert {s: z.shape for s, z in outputs.items()} == {
     s: z.shape for s, z in built.latents['mask'].items()
   }
@@ -67,9 +58,7 @@ def test_published_method_has_the_published_parts():
   config.mapping_options.width = 1.0
   config_checks.check(config)
   built = learners.autoencoders(config, channels=3, num_classes=3)
-  task, _ = learners.mapping(config, {})
-  pair = {**built.latents, 'client': jax.ShapeDtypeStruct((1,), np.int32)}
-  variables = jax.eval_shape(task.init, jax.random.key(0), pair)
+  task, _ = learners.mapping(config)
+  variables = jax.eval_shape(task.init, jax.random.key(0), built.latents)
   count = sum(leaf.size for leaf in jax.tree.leaves(variables['params']))
   assert count == 58_788_480
-  assert 'latent_stats' not in variables

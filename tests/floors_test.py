@@ -21,7 +21,7 @@ ROOT = pathlib.Path(ppcmi_jax.__file__).parent
 FLOORS = {
   0: 'channel keyed losses metrics images image_metrics augmentation '
   'intervals profiling workdir processes examples '
-  'content_groups official_draws tables standardisation',
+  'content_groups official_draws tables',
   1: 'checkpoints command keyring wire models datasets official_metrics '
   'splits partitions privacy_guarantee sensitivity side_by_side',
   2: 'client server keyed_channel sealed key_store input_pipeline official '

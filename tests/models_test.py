@@ -260,17 +260,12 @@ def test_mappings_keep_names_and_shapes(model, height, width):
 def test_which_output_depends_on_which_input(make, names, fuses):
   latents = {name: latents_of()[name] for name in names}
   variables = variables_of(make(), latents)
-  both = jax.jit(
-    lambda z: [make(relu=r).apply(variables, z, train=False) for r in (0, 1)]
-  )
-  before, after_relu = both(latents)
-  assert min(z.min() for z in before.values()) < 0
-  for name in names:
-    np.testing.assert_allclose(
-      np.maximum(before[name], 0), after_relu[name], atol=1e-6
-    )
+  apply = jax.jit(lambda z: make().apply(variables, z, train=False))
+  before = apply(latents)
+  for z in before.values():  # they end in a ReLU, as encoders do
+    assert 0 <= z.min() < z.max()
   for source in names:
-    after, _ = both({**latents, source: latents[source] + 1})
+    after = apply({**latents, source: latents[source] + 1})
     for target in names:
       changed = not np.allclose(before[target], after[target], atol=1e-6)
       assert changed == (fuses or source == target), (source, target)

@@ -177,7 +177,7 @@ def test_the_mapping_network_trains_privately():
     for name, (side, channels) in sides.items()
   }
   data = {'image': latents, 'mask': latents, 'client': np.zeros(12, np.int32)}
-  network = fused.FusedMapping(widths=(4, 4, 4), relu=False, norm='group')
+  network = fused.FusedMapping(widths=(4, 4, 4), norm='group')
   task = tasks.mapping(network)
   variables, guarantee = private_training.fit(
     task,

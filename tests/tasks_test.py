@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from flax import linen as nn
 
-from ppcmi_jax import losses, standardisation, tasks
+from ppcmi_jax import losses, tasks
 from ppcmi_jax.models import autoencoder, fused, mapping, unet
 
 K, SIDE = 3, 8
@@ -92,9 +92,6 @@ def latents_of(seed, count=6):
 
 
 CLIENT = np.array([0, 1, 1, 0, 1, 0], np.int32)
-IMAGE_STATS, MASK_STATS = (
-  standardisation.Statistics.of(latents_of(seed), CLIENT, 2) for seed in (0, 1)
-)
 LATENT_BATCH = {
   'image': latents_of(0), 'mask': latents_of(1), 'client': CLIENT,
   'slot': np.arange(6, dtype=np.int32),
@@ -116,9 +113,7 @@ TASKS = {
     batch_of(),
   ),
   'mapping': (
-    tasks.mapping(
-      Mapping(), image_statistics=IMAGE_STATS, mask_statistics=MASK_STATS
-    ),
+    tasks.mapping(Mapping()),
     LATENT_BATCH,
   ),
   'segmentation': (
@@ -169,7 +164,7 @@ def test_training_gives_finite_gradients_and_new_statistics(run):
     lambda a, b: not np.array_equal(a, b), variables, dict(new)
   )
   assert all(jax.tree.leaves(moved.pop('batch_stats')))
-  assert not any(jax.tree.leaves(moved))  # params, and statistics of latents
+  assert not any(jax.tree.leaves(moved))  # params
 
 
 def test_validation_draws_nothing_and_changes_nothing(run):
@@ -330,74 +325,16 @@ def test_without_noise_and_mixing_masks_are_plainly_reconstructed():
   )
 
 
-def test_statistics_are_those_of_each_client():
-  latents = latents_of(0)
-  for name, z in latents.items():
-    for i in (0, 1):
-      own = z[i == CLIENT]
-      mean, std = own.mean((0, 1, 2)), own.std((0, 1, 2))
-      np.testing.assert_allclose(IMAGE_STATS.mean[name][i], mean, rtol=1e-5)
-      assert np.all(IMAGE_STATS.std[name][i] >= std)
-      np.testing.assert_allclose(IMAGE_STATS.std[name][i], std, rtol=0.1)
-  scaled = IMAGE_STATS.standardise(latents, CLIENT)
-  for z in scaled.values():
-    for i in (0, 1):
-      own = z[i == CLIENT]
-      np.testing.assert_allclose(own.mean((0, 1, 2)), 0, atol=1e-5)
-      np.testing.assert_allclose(own.std((0, 1, 2)), 1, rtol=0.1)
-  for name, z in IMAGE_STATS.restore(scaled, CLIENT).items():
-    np.testing.assert_allclose(z, latents[name], rtol=1e-5, atol=1e-6)
-
-
-def test_weighed_errors_are_those_in_the_latents_own_units():
-  error = {
-    name: np.random.default_rng(3).normal(size=z.shape).astype(np.float32)
-    for name, z in latents_of(1).items()
-  }
-  weights = MASK_STATS.weights(CLIENT)
-  mean = np.mean([w[:, 0, 0].mean(-1) for w in weights.values()], axis=0)
-  np.testing.assert_allclose(mean, 1, rtol=1e-5)
-  for i in (0, 1):
-    one = i == CLIENT
-    ratios = []
-    for name, e in error.items():
-      own = np.square(e[one] * MASK_STATS.std[name][i])
-      weighed = np.square(e[one]) * weights[name][one]
-      ratios.append(own.mean() / weighed.mean())
-    np.testing.assert_allclose(ratios, ratios[0], rtol=1e-4)
-
-
-@pytest.mark.parametrize('others', [0, 1])
-def test_a_constant_channel_is_not_blown_up(others):
-  z = others * np.float32(np.random.default_rng(0).normal(size=(9, 2, 2, 4)))
-  z[..., 0] = 0.5
-  z[0, 0, 0, 0] += 1e-3
-  stats = standardisation.Statistics.of({'b': z}, np.zeros(9, int), 1)
-  scaled = stats.standardise({'b': z}, np.zeros(9, int))['b']
-  assert np.all(np.isfinite(scaled))
-  assert np.abs(scaled[..., 0]).max() < (0.2 if others else 6)
-
-
-@pytest.mark.parametrize('standardised', [True, False])
-def test_mapping_loss_and_prediction_of_a_network_that_does_nothing(
-  standardised,
-):
-  stats = {'image_statistics': IMAGE_STATS, 'mask_statistics': MASK_STATS}
-  task = tasks.mapping(Identity(), **(stats if standardised else {}))
-  batch = LATENT_BATCH
+def test_mapping_loss_and_prediction_of_a_network_that_does_nothing():
+  task, batch = tasks.mapping(Identity()), LATENT_BATCH
   variables = task.init(jax.random.key(0), batch)
   loss, _ = task.loss(variables, batch, jax.random.key(1), train=False)
-  found = task.predict(variables, batch['image'], CLIENT)
+  found = task.predict(variables, batch['image'])
   x, y = batch['image'], batch['mask']
-  if standardised:
-    x = IMAGE_STATS.standardise(x, CLIENT)
-    y = MASK_STATS.standardise(y, CLIENT)
   expected = sum(np.mean((x[name] - y[name]) ** 2) for name in x)
   assert loss == pytest.approx(float(expected), rel=1e-5)
-  if standardised:
-    x = MASK_STATS.restore(x, CLIENT)
   for name, z in found.items():
-    np.testing.assert_allclose(z, np.maximum(x[name], 0), rtol=1e-5, atol=1e-6)
+    np.testing.assert_allclose(z, x[name], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize('dtype', [np.float16, jnp.bfloat16])
@@ -407,25 +344,9 @@ def test_mapping_works_in_float32_whatever_the_wire_carried(dtype):
   variables = jax.eval_shape(
     task.init, jax.random.key(0), {**LATENT_BATCH, 'image': low}
   )
-  out = jax.eval_shape(task.predict, variables, low, CLIENT)
+  out = jax.eval_shape(task.predict, variables, low)
   for leaf in jax.tree.leaves((variables, out)):
     assert leaf.dtype == jnp.float32
-
-
-def test_predicted_latents_are_never_negative():
-  task, batch = TASKS['mapping']
-  variables = jax.jit(task.init)(jax.random.key(0), batch)
-  variables['params'] = jax.tree.map(lambda p: -9 * p - 1, variables['params'])
-  found = jax.jit(task.predict)(variables, batch['image'], CLIENT)
-  assert all(z.min() == 0 for z in found.values())
-  assert {k: z.shape for k, z in found.items()} == {
-    k: z.shape for k, z in batch['mask'].items()
-  }
-
-
-def test_one_kind_of_statistics_alone_is_refused():
-  with pytest.raises(ValueError, match='or neither'):
-    tasks.mapping(Mapping(), image_statistics=IMAGE_STATS)
 
 
 def network(name):
@@ -437,8 +358,8 @@ def network(name):
     ),
     'mask': autoencoder.Autoencoder(K, widths),
     'segmentation': unet.UNet(K, width=2, depth=2),
-    'mapping': mapping.MappingNetwork(0.01, relu=False),
-    'fused': fused.FusedMapping((8, 8, 8), relu=False),
+    'mapping': mapping.MappingNetwork(0.01),
+    'fused': fused.FusedMapping((8, 8, 8)),
   }[name]
 
 
@@ -466,7 +387,6 @@ def test_the_networks_of_the_package_fit_their_tasks(name):
   }
   pairs = {**images, 'image': latents, 'mask': latents}
   pairs['client'] = np.zeros(2, np.int32)
-  stats = standardisation.Statistics.of(latents, pairs['client'], 1)
   model = network(name)
   make = {
     'image': tasks.image_reconstruction,
@@ -475,12 +395,7 @@ def test_the_networks_of_the_package_fit_their_tasks(name):
     ),
     'mask': functools.partial(tasks.mask_reconstruction, num_classes=K),
     'segmentation': functools.partial(tasks.segmentation, num_classes=K),
-  }.get(
-    name,
-    functools.partial(
-      tasks.mapping, image_statistics=stats, mask_statistics=stats
-    ),
-  )
+  }.get(name, tasks.mapping)
   task, batch = make(model), pairs if name in ('mapping', 'fused') else images
   key = jax.random.key(0)
   variables = jax.eval_shape(task.init, key, batch)
@@ -491,8 +406,7 @@ def test_the_networks_of_the_package_fit_their_tasks(name):
     assert loss.shape == ()
     assert jax.tree.structure(dict(new)) == jax.tree.structure(variables)
   inputs = batch['mask' if name == 'mask' else 'image']
-  extra = (batch['client'],) if batch is pairs else ()
-  out = jax.eval_shape(task.predict, variables, inputs, *extra)
+  out = jax.eval_shape(task.predict, variables, inputs)
   if batch is pairs:
     assert jax.tree.map(lambda z: z.shape, out) == {
       k: z.shape for k, z in latents.items()

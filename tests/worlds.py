@@ -113,8 +113,7 @@ class World:
   def unprotected_logits(self, name, image):
     state = self.states[name]
     z = encode(state.image, image)
-    client = jnp.zeros(len(image), int)
-    w = jax.jit(TASK.predict)(self.server_state, z, client)
+    w = jax.jit(TASK.predict)(self.server_state, z)
     return decode(state.mask, w)
 
 

@@ -31,7 +31,6 @@ class Costs(NamedTuple):
     respond_s: of a reply to one image.
     order_s: of drawing the order of a pass, a pair.
     respond_wall_s: as `respond_s`, until it is there.
-    statistics_bytes: of means and deviations, a client.
     key_bytes: of a client's files at the server.
     kept_bytes: of the kept key of a message.
   """
@@ -47,7 +46,6 @@ class Costs(NamedTuple):
   respond_s: float
   order_s: float
   respond_wall_s: float
-  statistics_bytes: int
   key_bytes: int
   kept_bytes: int
 
@@ -108,8 +106,8 @@ def needs(
     (files, and as many kept keys), 'kept_bytes' of these, 'memory_bytes' that
     reading takes at its peak, 'open_hours' of one core, 'order_s' of drawing
     the order of all passes, 'flops', 'core_hours', 'chip_hours' and 'pod_hours'
-    of training, 'statistics_bytes', 'key_bytes'. Of each: 'upload_bytes',
-    'upload_hours', 'contribute_hours'.
+    of training, 'key_bytes'. Of each: 'upload_bytes', 'upload_hours',
+    'contribute_hours'.
 
   Raises:
     ValueError: a dtype that was not measured.
@@ -140,7 +138,6 @@ def needs(
     'core_hours': trained * costs.train_s / 3600,
     'chip_hours': chip_hours,
     'pod_hours': chip_hours / assumed.chips,
-    'statistics_bytes': count * costs.statistics_bytes,
     'key_bytes': count * costs.key_bytes,
     'upload_bytes': upload,
     'upload_hours': 8 * upload / assumed.line_bits_s / 3600,

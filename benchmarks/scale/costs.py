@@ -60,7 +60,6 @@ def measure_costs(
     jax.jit(mapping.predict),
     variables,
     batch(size, 1)['image'],
-    np.zeros(1, int),
   )
   step = networks.step(
     'mapping', mapping, networks.optimizer(config), batch(size, count)
@@ -78,9 +77,6 @@ def measure_costs(
     query_flops=answer.flops,
     train_s=_seconds(run, range(repeats + 1)).cpu / count,
     order_s=_seconds(begin, range(repeats + 1)).cpu / rows,
-    statistics_bytes=sum(
-      z.nbytes for z in jax.tree.leaves(variables['latent_stats'])
-    ),
     **found,
   )
 

@@ -63,7 +63,6 @@ def costs_table(measured: arithmetic.Costs, title: str) -> tables.Table:
     ('reply to one image', ms(measured.respond_s)),
     ('the same, until it is there', ms(measured.respond_wall_s)),
     ('order of a pass, a pair', f'{1e9 * measured.order_s:.4g} ns'),
-    ('statistics of a client', quantity(measured.statistics_bytes, 'B')),
     ("key and counters of a client, server's", f'{measured.key_bytes} B'),
     ('kept key of a message', f'{measured.kept_bytes} B'),
   ]

@@ -59,11 +59,12 @@ class ResidualBlock(nn.Module):
 class FusedMapping(nn.Module):
   """Maps image latents {'s3', 's4', 'b'} to mask latents of the same shapes.
 
+  Both are at least 0, as encoders end in a ReLU.
+
   Attributes:
     widths: channels of the levels s3, s4 and b.
     blocks: residual blocks of a level, on the way down and on the way up.
     dropout: rate of whole channels dropped at the coarsest level.
-    relu: whether outputs end in a ReLU; off where latents are standardised.
     axis_name: pmap axis over which batch statistics are averaged, or None.
     dtype: what is computed in, such as bfloat16; None for that of the inputs.
     norm: 'batch', or 'group', with which no example's answer depends on the
@@ -76,7 +77,6 @@ class FusedMapping(nn.Module):
   widths: Sequence[int] = (96, 160, 256)
   blocks: int = 1
   dropout: float = 0.2
-  relu: bool = True
   axis_name: str | None = None
   norm: str = 'batch'
   remat: bool = False
@@ -135,6 +135,5 @@ class FusedMapping(nn.Module):
         dtype=self.dtype,
         name=f'out_{scale}',
       )(x)
-      out = layers.as_float32(out, self.dtype)
-      outputs[scale] = nn.relu(out) if self.relu else out
+      outputs[scale] = nn.relu(layers.as_float32(out, self.dtype))
     return outputs

@@ -105,7 +105,6 @@ class MappingBlock(nn.Module):
 
   width: float = 1.0
   pooling: str = 'pyramid'
-  relu: bool = True
   dropout: float = 0.2
   axis_name: str | None = None
   remat: bool = False
@@ -157,8 +156,7 @@ class MappingBlock(nn.Module):
     u2 = dropout(conv(join(u1, d1), 256, 'u2'))
     u3 = pyramid(conv(join(u2, x), 512, 'u3'), 'ppm2')
     out = nn.Conv(channels, (1, 1), dtype=self.dtype, name='out')(u3)
-    out = layers.as_float32(out, self.dtype)
-    return nn.relu(out) if self.relu else out
+    return nn.relu(layers.as_float32(out, self.dtype))
 
 
 class MappingNetwork(nn.Module):
@@ -169,8 +167,6 @@ class MappingNetwork(nn.Module):
       parameters with the autoencoders' default widths).
     pooling: 'pyramid', 'official' or 'none' (55.63 M parameters), see
       PyramidPooling.
-    relu: whether outputs end in a ReLU, as published; off where latents are
-      standardised and the caller applies it after undoing that.
     dropout: rate of whole channels dropped at four places of each block.
     axis_name: pmap axis over which batch statistics are averaged, or None.
     dtype: what is computed in, such as bfloat16; None for that of the inputs.
@@ -180,7 +176,6 @@ class MappingNetwork(nn.Module):
 
   width: float = 1.0
   pooling: str = 'pyramid'
-  relu: bool = True
   dropout: float = 0.2
   axis_name: str | None = None
   remat: bool = False
@@ -194,7 +189,6 @@ class MappingNetwork(nn.Module):
       name: MappingBlock(
         self.width,
         self.pooling,
-        self.relu,
         self.dropout,
         self.axis_name,
         self.remat,

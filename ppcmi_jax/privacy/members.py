@@ -32,7 +32,6 @@ from ppcmi_jax import (
   images,
   input_pipeline,
   models,
-  standardisation,
   tasks,
   train_step,
 )
@@ -217,20 +216,8 @@ def _decoder(run):
 def _losses(config, decode, data, member, steps, options, title):
   """Trains the networks; returns {loss: float64 [M, N]}."""
   pairs, count = data.pairs, len(data.subject)
-  clients = int(pairs['client'].max()) + 1
-  statistics = {
-    modality: standardisation.Statistics.of(
-      pairs[modality], pairs['client'], clients
-    )
-    for modality in ('image', 'mask')
-  }
   small = {**config.mapping_options, **SMALL[config.mapping], **options}
-  task = tasks.mapping(
-    models.MODELS[config.mapping](relu=False, **small),
-    image_statistics=statistics['image'],
-    mask_statistics=statistics['mask'],
-    weigh=config.sensitivity,
-  )
+  task = tasks.mapping(models.MODELS[config.mapping](**small))
   tx = train_step.optimizer(
     learning_rate=config.mapping_learning_rate,
     steps=steps,
@@ -246,12 +233,10 @@ def _losses(config, decode, data, member, steps, options, title):
   client = cases['client']
 
   def measure(variables):
-    latents = jax.device_get(predict(variables, cases['image'], client))
-    standard = statistics['mask'].standardise
-    guess, truth = standard(latents, client), standard(cases['mask'], client)
+    latents = jax.device_get(predict(variables, cases['image']))
     found = {
-      name: np.mean(np.square(guess[name] - truth[name]), axis=(1, 2, 3))
-      for name in sorted(truth)
+      name: np.mean(np.square(latents[name] - wanted), axis=(1, 2, 3))
+      for name, wanted in sorted(cases['mask'].items())
     }
     found['all'] = np.sum(list(found.values()), axis=0)
     found['mask'] = np.zeros(count)

@@ -48,7 +48,6 @@ MAPPING_FIELDS = (
   'mapping_steps',
   'protection',
   'sensitivity',
-  'standardise',
   'wire_dtype',
 )
 # And what only the other one's training sees.

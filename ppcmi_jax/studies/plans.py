@@ -40,7 +40,6 @@ def ablation(get_config: GetConfig, base: Any) -> list[Variant]:
     'float32 wire': {'wire_dtype': 'float32'},
     'no augmented contributions': {'copies': 0},
     'all errors of latents alike': {'sensitivity': False},
-    'latents not standardised': {'standardise': False},
     'published mapping network': {
       'mapping': 'mapping',
       'mapping_options': {'width': 0.25},
