@@ -14,8 +14,8 @@ _NAMES = flags.DEFINE_list(
   'eval_names',
   None,
   f'Evaluations to run, of {", ".join(evaluation.EVALUATIONS)}, which are all '
-  f'run by default, and {", ".join(evaluation.ON_DEMAND)}, which take long. '
-  'What was evaluated before is kept.',
+  f'run by default, and {", ".join(evaluation.ON_DEMAND)}, which take long '
+  '(privacy.linking is one attack alone). What was evaluated before is kept.',
 )
 _STUDY = flags.DEFINE_enum(
   'study',

@@ -56,12 +56,11 @@ def mapping_task(size: sizes_lib.Size, config: Any = None) -> tasks.Task:
 
 
 def mapping_batch(size: sizes_lib.Size, batch: int) -> dict[str, Any]:
-  """Returns training pairs of latents of one client."""
+  """Returns training pairs of latents."""
   latents = size.learners().latents
   return {
     'image': latents_of(latents['image'], batch),
     'mask': latents_of(latents['mask'], batch),
-    'client': np.zeros(batch, np.int32),
   }
 
 
@@ -93,10 +92,7 @@ def networks(size: sizes_lib.Size) -> Iterator[measure.Case]:
   for batch in size.batches:
     inputs = {
       'image encoder': (size.images(batch),),
-      'mapping': (
-        latents_of(parts.latents['image'], batch),
-        np.zeros(batch, np.int32),
-      ),
+      'mapping': (latents_of(parts.latents['image'], batch),),
       'mask decoder': (latents_of(parts.latents['mask'], batch),),
     }
     for name, (function, variables) in trained.items():

@@ -40,7 +40,7 @@ def describe() -> dict[str, Any]:
 
 
 class Network(NamedTuple):
-  """A network, its weights, and the same in PyTorch."""
+  """A network, its weights, and what is beside it in PyTorch."""
 
   ours: nn.Module
   variables: Any
@@ -218,7 +218,7 @@ def _mapping_step(size):
     'mapping',
     mapping,
     tasks.mapping(mapping.ours),
-    {'image': z, 'mask': z, 'client': np.zeros(count, np.int32)},
+    {'image': z, 'mask': z},
     lambda: _latent_error(mapping.theirs(given), given),
     # Dropout draws elsewhere what it draws, so losses can't be compared.
     error=comparison.error('mapping', ours(mapping.variables, z), theirs),

@@ -233,7 +233,8 @@ def choose(config: Any, names: Sequence[str] | None) -> list[str]:
   """Returns the evaluations to run of a method, as `evaluate` takes them.
 
   Raises:
-    ValueError: an unknown evaluation, or one that the method has not.
+    ValueError: an unknown evaluation, an unknown part of one, or one that the
+      method has not.
   """
   private = config.method not in learners.BASELINES
   known = [

@@ -100,15 +100,12 @@ class _Party:
       for network in ('image encoder', 'mapping network', 'mask decoder')
     )
     state = run.hospitals[name].state
-    number = list(run.hospitals).index(name)
 
     def encoded(image):
       return _in_batches(functools.partial(encode, state.image), image)
 
     def reply(latents):
-      client = np.full(roundings.count(latents), number, np.int32)
-      ask = lambda parts: answer(run.server_state, *parts)
-      return _in_batches(ask, (latents, client))
+      return _in_batches(functools.partial(answer, run.server_state), latents)
 
     def reveal(latents):
       logits = _in_batches(functools.partial(decode, state.mask), latents)

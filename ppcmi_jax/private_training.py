@@ -202,7 +202,7 @@ def fit_mapping(
 
   Args:
     task: `tasks.mapping` of a network without batch statistics.
-    pairs: {'image': {scale: [M, h, w, C]}, 'mask': likewise, 'client': [M]}.
+    pairs: {'image': {scale: [M, h, w, C]}, 'mask': likewise}.
     source: int [M], the training image that a pair was made of.
     **options: of `fit`, but for the subject.
 

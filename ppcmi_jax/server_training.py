@@ -64,9 +64,10 @@ def train(
     lambda: _read(config, workdir, names, latents)
   )
   pairs, valid = (contributions[split] for split in channel_lib.SPLITS)
-  # Whose copy a pair is matters to privacy only.
+  # Whose copy a pair is matters to privacy only, whose pair to how often.
   source, _ = pairs.pop('source'), valid.pop('source')
-  processes.check_equal('contributions', len(pairs['client']))
+  of_client, of_valid = pairs.pop('client'), valid.pop('client')
+  processes.check_equal('contributions', len(of_client))
   task, trainer = learners.mapping(config)
   if config.dp.noise_multiplier:
     processes.first(
@@ -78,13 +79,13 @@ def train(
   trainer.fit(
     pairs,
     # Repeated rows, so that each client weighs the same in the loss.
-    examples_lib.take(valid, input_pipeline.balanced_order(valid['client'])),
+    examples_lib.take(valid, input_pipeline.balanced_order(of_valid)),
     seed=config.seed,
     directory=workdir.checkpoints('mapping'),
     title=title,
     log=workdir.log,
     warn=logging.warning,
-    order=input_pipeline.balanced_order(pairs['client']),
+    order=input_pipeline.balanced_order(of_client),
   )
 
 

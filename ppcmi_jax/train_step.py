@@ -155,7 +155,8 @@ def sharding(devices: Devices, *axes: str) -> jax.sharding.NamedSharding:
     devices: those of the step, of all processes.
     *axes: 'batch' for a batch [D, B/D, ...]; nothing for a key.
   """
-  mesh = jax.sharding.Mesh(np.array(devices), ('batch',)).local_mesh
+  own = [d for d in devices if d.process_index == jax.process_index()]
+  mesh = jax.sharding.Mesh(np.array(own), ('batch',))
   return jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec(*axes))
 
 

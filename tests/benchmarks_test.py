@@ -1,6 +1,7 @@
 """Tests of benchmarks/: the arithmetic on made-up times, and one small run."""
 
 import doctest
+import itertools
 import json
 import math
 import sys
@@ -245,6 +246,17 @@ def test_a_run_prints_a_table_and_writes_json(run, capsys):
   assert len(lines) == 2 + len(found['rows'])
 
 
+def test_the_networks_of_a_query_answer():
+  cases = networks.networks(sizes.SIZES['small'])
+  found = {}
+  for case in itertools.islice(cases, 3):
+    ((name, function),) = case.stages
+    found[name] = function(None)
+  assert list(found) == ['image encoder', 'mapping', 'mask decoder']
+  assert found['image encoder'].keys() == found['mapping'].keys()
+  assert found['mask decoder'].dtype == jnp.uint8
+
+
 def test_batches_are_drawn_and_put_on_the_device():
   """Images, and the latents that a mapping network learns from."""
   of_images, of_latents = (
@@ -264,7 +276,7 @@ def test_batches_are_drawn_and_put_on_the_device():
     for a, b in zip(jax.tree.leaves(batch), jax.tree.leaves(found)):
       assert isinstance(a, np.ndarray) and isinstance(b, jax.Array)
       assert a.dtype == b.dtype and a.shape[:2] == b.shape[:2] == (1, 4)
-  assert set(batch) == {'image', 'mask', 'client', 'slot'}
+  assert set(batch) == {'image', 'mask', 'slot'}
 
 
 def test_what_was_measured_stays_when_the_rest_is_stopped(

@@ -156,6 +156,43 @@ def test_what_else_lies_in_the_folder_is_spared(server):
   assert list(note.parent.iterdir()) == [note]
 
 
+def test_what_a_crash_left_is_erased_and_rotated_away_too(server):
+  stray = server / 'kept' / 'north' / f'.new-{"0" * 16}'
+  stray.write_bytes(bytes(48))
+  assert kept.rotate(server) == 4 and not stray.exists()
+  for path in stray.parent.iterdir():
+    path.unlink()
+  stray.write_bytes(bytes(48))  # all that is left of this client
+  assert kept.erase(server, 'north') == 0 and not stray.exists()
+
+
+def test_a_kill_while_erasing_leaves_what_can_be_erased(server, monkeypatch):
+  stray = server / 'kept' / 'north' / f'.new-{"0" * 16}'
+  stray.write_bytes(bytes(48))
+  for number in range(100):
+    with monkeypatch.context() as context:
+      kill_at(context, number)
+      try:
+        kept.erase(server, 'north')
+        break
+      except Killed:
+        pass
+      except ValueError:  # nothing is left but to make the folder go
+        break
+  assert number > 5 and not list(server.rglob('kept/north/*'))
+  assert_all_open(server, ['south'])
+
+
+def test_the_key_in_use_is_never_the_old_one(server):
+  """As after a kill before the new key took its place, and its loss."""
+  before = keyring.load(server / 'storage.key')
+  os.link(server / 'storage.key', server / 'storage-old.key')
+  assert kept.rotate(server) == 4
+  assert keyring.load(server / 'storage.key') != before
+  assert not (server / 'storage-old.key').exists()
+  assert_all_open(server)
+
+
 def test_a_file_that_can_not_be_erased_is_named(server, monkeypatch, refuse):
   def fail(*_):
     raise PermissionError(13, 'Permission denied')
@@ -223,7 +260,7 @@ class Killed(BaseException):
   """Stands for a killed process: what it would still have done is not done."""
 
 
-CALLS = ('write', 'pwrite', 'fsync', 'link', 'replace', 'unlink', 'fchmod')
+CALLS = ('fdopen', 'pwrite', 'fsync', 'link', 'replace', 'unlink', 'fchmod')
 
 
 def kill_at(monkeypatch, number):
@@ -328,7 +365,8 @@ def test_damaged_kept_keys_stop_a_rotation_before_it_begins(
     (server / 'storage.key').unlink()
     keyring.create(server / 'storage.key')
   else:
-    path.write_bytes(line[:-1] if damage == 'cut' else bytes(48))
+    flipped = bytes([line[0] ^ 1]) + line[1:]
+    path.write_bytes(line[:-1] if damage == 'cut' else flipped)
   before = files_of(server)
   message = 'the storage key wrapped, found other bytes; erase .*--client=north'
   refuse(message, 'storage', f'--folder={server}', '--rotate')

@@ -47,7 +47,6 @@ def make_config():
     mapping_batch_size=4,
     mapping_steps=4,
     schedule='cosine',
-    sensitivity=True,
     weight_decay=0.0,
   )
 

@@ -196,7 +196,7 @@ def test_what_the_official_code_has_no_place_for_is_not_written(tmp_path):
   shape = lambda n, c: jax.ShapeDtypeStruct((1, n, n, c), jnp.float32)
   latents = {scale: shape(side, n) for scale, side, n in sides}
   for expected, variables in {
-    'unknown .*latent_stats': {**tiny_mapping(), 'latent_stats': {'mean': 1}},
+    'unknown .*others': {**tiny_mapping(), 'others': {'mean': 1}},
     'missing .*block_b': shape_variables(fused.FusedMapping((8,) * 3), latents),
   }.items():
     with pytest.raises(ValueError, match=expected):

@@ -91,11 +91,11 @@ def latents_of(seed, count=6):
   }
 
 
-CLIENT = np.array([0, 1, 1, 0, 1, 0], np.int32)
 LATENT_BATCH = {
-  'image': latents_of(0), 'mask': latents_of(1), 'client': CLIENT,
+  'image': latents_of(0),
+  'mask': latents_of(1),
   'slot': np.arange(6, dtype=np.int32),
-}  # fmt: skip
+}
 
 TASKS = {
   'image': (
@@ -386,7 +386,6 @@ def test_the_networks_of_the_package_fit_their_tasks(name):
     if name == 'fused' or k == 'b'
   }
   pairs = {**images, 'image': latents, 'mask': latents}
-  pairs['client'] = np.zeros(2, np.int32)
   model = network(name)
   make = {
     'image': tasks.image_reconstruction,

@@ -92,9 +92,8 @@ def of_clients(
   Args:
     folder: of the server's keys.
   """
-  folders = sorted(pathlib.Path(folder, FOLDER).glob('*/'))
-  found = {f.name: [p for p in f.iterdir() if _is_kept(p)] for f in folders}
-  return {client: sorted(paths) for client, paths in found.items() if paths}
+  found = {client: paths for client, (paths, _) in _found(folder).items()}
+  return {client: paths for client, paths in found.items() if paths}
 
 
 def erase(folder: str | os.PathLike[str], client: str) -> int:
@@ -117,19 +116,16 @@ def erase(folder: str | os.PathLike[str], client: str) -> int:
     todo = "name the server's folder"
     expected, found = f'{STORAGE} or {FOLDER}/ in it', 'neither'
     raise files.error(ascii(str(folder)), expected, found, todo)
-  known = of_clients(folder)
-  if client not in known:
-    expected = f'a client of whom keys are kept in {str(folder / FOLDER)!r}'
-    expected += f' ({", ".join(known) or "where none are"})'
-    todo = 'check the name and the folder'
-    raise files.error('client', expected, ascii(client), todo)
   with files.locked(str(folder / STORAGE)):
+    known = _found(folder)
+    paths, strays = known.get(client, ((), ()))
+    if not paths and not strays:
+      expected = f'a client of whom keys are kept in {str(folder / FOLDER)!r}'
+      expected += f' ({", ".join(of_clients(folder)) or "where none are"})'
+      todo = 'check the name and the folder'
+      raise files.error('client', expected, ascii(client), todo)
+    _destroy((*strays, *paths))
     of_client = folder / FOLDER / client
-    paths = [path for path in of_client.iterdir() if _is_kept(path)]
-    strays = [p for p in of_client.iterdir() if files.STRAY.fullmatch(p.name)]
-    for path in (*paths, *strays):
-      with files.writing(str(path)):
-        files.destroy(str(path))
     files.sync_folder(str(of_client))
     with contextlib.suppress(OSError):  # something else is in it
       of_client.rmdir()
@@ -159,8 +155,12 @@ def rotate(folder: str | os.PathLike[str]) -> int:
     todo = 'check the folder, or make one: `storage` without --rotate'
     raise files.error(ascii(str(path)), 'the storage key', 'none', todo)
   with files.locked(str(path)):
-    paths = [p for some in of_clients(folder).values() for p in some]
-    if new.exists() or not old.exists():
+    found = _found(folder).values()
+    paths = [path for some, _ in found for path in some]
+    # What crashes left of kept keys is under the old one, and nobody's.
+    _destroy([stray for _, some in found for stray in some])
+    has_begun = old.exists() and not os.path.samefile(path, old)
+    if new.exists() or not has_begun:
       _rewrap(paths, path, new)
       with files.writing(str(old)):
         # A link, so that there is a storage.key at any moment.
@@ -215,8 +215,22 @@ def _unwrapped(path, secrets):
   raise damaged(path)
 
 
-def _is_kept(path):
-  return _KEPT.fullmatch(path.name) is not None
+def _found(folder):
+  """Returns {client: (files of its kept keys, what crashes left of such)}."""
+  found = {}
+  for of_client in sorted(pathlib.Path(folder, FOLDER).glob('*/')):
+    paths = sorted(of_client.iterdir())
+    found[of_client.name] = tuple(
+      [path for path in paths if pattern.fullmatch(path.name)]
+      for pattern in (_KEPT, files.STRAY)
+    )
+  return found
+
+
+def _destroy(paths):
+  for path in paths:
+    with files.writing(str(path)):
+      files.destroy(str(path))
 
 
 def _digest(path):

@@ -215,7 +215,8 @@ def _decoder(run):
 
 def _losses(config, decode, data, member, steps, options, title):
   """Trains the networks; returns {loss: float64 [M, N]}."""
-  pairs, count = data.pairs, len(data.subject)
+  pairs, count = dict(data.pairs), len(data.subject)
+  of_pair = pairs.pop('client')
   small = {**config.mapping_options, **SMALL[config.mapping], **options}
   task = tasks.mapping(models.MODELS[config.mapping](**small))
   tx = train_step.optimizer(
@@ -230,7 +231,7 @@ def _losses(config, decode, data, member, steps, options, title):
   predict = jax.jit(task.predict)
 
   cases = examples_lib.take(pairs, np.arange(count))
-  client = cases['client']
+  client = of_pair[:count]
 
   def measure(variables):
     latents = jax.device_get(predict(variables, cases['image']))
@@ -250,7 +251,7 @@ def _losses(config, decode, data, member, steps, options, title):
   for number, members in enumerate(member):
     key = jax.random.key(number)
     rows = np.flatnonzero(members[data.case])
-    order = rows[input_pipeline.balanced_order(pairs['client'][rows])]
+    order = rows[input_pipeline.balanced_order(of_pair[rows])]
     state = init(key, examples_lib.take(pairs, rows[:1]))
     state = train_step.replicate(state)
     for i in range(steps):

@@ -13,6 +13,7 @@ that do not differ between runs are trained once and copied.
     clients      one mapping network of the first 1, 2, ... clients against one
                  for each client alone
     noise        the mapping network trained by DP-SGD with ever more noise
+    seeds        one configuration with three seeds, on the same splits
 """
 
 import itertools
