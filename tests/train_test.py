@@ -371,7 +371,7 @@ def test_a_lost_key_is_not_replaced_where_the_list_of_clients_is_lost_too(
   (workdir / 'clients.json').unlink()
   (workdir / 'secrets' / 'clients' / '2.epoch').unlink()
   with pytest.raises(
-    ValueError, match=r'clients/2\.epoch.*found none; restore'
+    ValueError, match=r'clients/2\.epoch.*found none; erase the copy'
   ):
     collaboration.train(config_of(data_dir), workdir)
   epochs.enrol(workdir / 'secrets' / 'clients', '2')
