@@ -41,6 +41,7 @@ from ppcmi_jax.sealed import envelope, sealing, session
 OTHERS = 'sealed, other images'
 SEALED = ('sealed', OTHERS)
 STATIC = ('official', 'klt')  # one secret for all messages
+IN_ORDER = ('none', 'official')  # leave positions where they are
 PROTECTIONS = ('none', *STATIC, 'klt, fresh keys', *SEALED)
 SEALED_DTYPES = ('int8', 'int4', 'float16')
 _BATCH = 16  # secrets drawn at a time, to bound memory

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import tiny_models
 from flax import linen as nn
 from scipy import special
 
@@ -200,29 +201,8 @@ def test_only_training_moves_the_batch_statistics(applied):
 
 @pytest.mark.parametrize('make', [TINY_GHOST, TINY_FAT])
 def test_every_normalisation_shares_its_statistics(make):
-  """One layer without axis_name would make devices drift apart, silently."""
-  model, x, seen = make(2, axis_name='batch'), shape(2, 32, 32, 1), {}
-
-  def look(call, args, kwargs, context):
-    norm = context.module
-    if isinstance(norm, nn.BatchNorm):
-      assert (norm.momentum, norm.epsilon) == (0.9, 1e-5)  # as PyTorch's
-      seen.setdefault(norm.path, []).append(
-        (norm.axis_name, norm.use_running_average)
-      )
-    return call(*args, **kwargs)
-
-  run = lambda v, x: model.apply(v, x, train=True, mutable=['batch_stats'])
-  with nn.intercept_methods(look):
-    _, variables = abstract(model, x, train=False)
-    jax.eval_shape(
-      jax.vmap(run, in_axes=(None, 0), axis_name='batch'),
-      variables,
-      shape(2, *x.shape),
-    )
-  assert len(seen) * 2 == len(jax.tree.leaves(variables['batch_stats']))
-  for found in seen.values():
-    assert found == [('batch', True), ('batch', False)]
+  model = make(2, axis_name='batch')
+  tiny_models.check_normalisations(model, shape(2, 32, 32, 1))
 
 
 def test_ghost_net_moves_with_the_image():

@@ -1,12 +1,19 @@
 """Folders of the cardiac data set, of volumes or of pictures, for its tests."""
 
+import manual_builds
 import numpy as np
 import pytest
 from PIL import Image
 
+from ppcmi_jax.datasets import cardiac
+
 nibabel = pytest.importorskip('nibabel')
 
 SHAPE = (9, 8, 6)  # X, Y, Z
+
+build, prepare, refusal = manual_builds.functions(
+  cardiac.Cardiac, cardiac.CardiacConfig
+)
 
 
 def anatomy(seed=0):

@@ -2,17 +2,18 @@
 
 import re
 
-import manual_builds
 import numpy as np
 import pytest
-from cardiac_folders import write_picture, write_pictures
+from cardiac_folders import (
+  build,
+  prepare,
+  refusal,
+  write_picture,
+  write_pictures,
+)
 from PIL import Image
 
-from ppcmi_jax.datasets import cardiac, manual
-
-build, prepare, refusal = manual_builds.functions(
-  cardiac.Cardiac, cardiac.CardiacConfig
-)
+from ppcmi_jax.datasets import manual
 
 
 @pytest.fixture

@@ -4,20 +4,21 @@ import gzip
 import pathlib
 import re
 
-import manual_builds
 import numpy as np
 import pytest
-from cardiac_folders import anatomy, write_pictures, write_volume
+from cardiac_folders import (
+  anatomy,
+  build,
+  prepare,
+  refusal,
+  write_pictures,
+  write_volume,
+)
 
 from ppcmi_jax.datasets import cardiac, manual
 
 nibabel = pytest.importorskip('nibabel')
 CODES = ('RAS', 'LAS', 'RPS', 'PIR', 'SLA')
-
-
-build, prepare, refusal = manual_builds.functions(
-  cardiac.Cardiac, cardiac.CardiacConfig
-)
 
 
 @pytest.fixture

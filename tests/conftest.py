@@ -22,7 +22,12 @@ os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', _CACHE.name)
 os.environ.setdefault('JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS', '0')
 
 # What takes minutes starts first, so that nobody waits for it at the end.
-_FIRST = ('train_test.py', 'processes_test.py', 'members_test.py')
+_FIRST = (
+  'train_test.py',
+  'processes_test.py',
+  'members_test.py',
+  'methods_test.py',
+)
 
 
 def pytest_collection_modifyitems(items):

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 
+import keyring_calls
 import pytest
 
 from ppcmi_jax import keyring
@@ -22,27 +23,13 @@ def no_variable(monkeypatch):
 
 
 @pytest.fixture
-def call(capsys):
-  """Returns a function: arguments -> (exit code, stdout, stderr)."""
-
-  def run(*arguments):
-    code = commands.main([str(argument) for argument in arguments])
-    return code, *capsys.readouterr()
-
-  return run
+def call(capsys, monkeypatch):
+  return keyring_calls.caller(capsys, monkeypatch)
 
 
 @pytest.fixture
 def refuse(call):
-  """Returns a function that checks for one line on stderr and exit code 2."""
-
-  def run(message, *arguments):
-    code, out, err = call(*arguments)
-    assert (code, out, err.count('\n')) == (2, '', 1)
-    assert err.startswith('keyring: ') and re.search(message, err)
-    assert not re.search('[0-9a-f]{64}', err)
-
-  return run
+  return keyring_calls.refuser(call)
 
 
 @pytest.fixture

@@ -18,10 +18,9 @@ def make_contributions(num_subjects, each=2):
     name: rng.random((2 * count, *shape), np.float32)
     for name, shape in SHAPES.items()
   }
-  pairs = {'image': latents(), 'mask': latents()}
-  pairs['client'] = np.arange(2 * count, dtype=np.int32) % 2
   return members.Contributions(
-    pairs,
+    {'image': latents(), 'mask': latents()},
+    client=np.arange(2 * count, dtype=np.int32) % 2,
     mask=np.zeros((2 * count, 4, 4), np.uint8),
     case=np.tile(np.arange(count), 2),
     subject=np.repeat(np.arange(num_subjects), each).astype(str),

@@ -7,8 +7,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from flax import linen as nn
-from tiny_models import TINY, abstract, latents_of, shape, variables_of
+from tiny_models import (
+  TINY,
+  abstract,
+  check_normalisations,
+  latents_of,
+  shape,
+  variables_of,
+)
 
 from ppcmi_jax.models import (
   autoencoder,
@@ -34,34 +40,7 @@ from ppcmi_jax.models import (
   ids=['autoencoder', 'unet', 'mapping', 'fused'],
 )
 def test_every_normalisation_shares_its_statistics(model, x):
-  """One layer without axis_name would make devices drift apart, silently."""
-  seen = {}
-
-  def look(call, args, kwargs, context):
-    norm = context.module
-    if isinstance(norm, nn.BatchNorm):
-      assert (norm.momentum, norm.epsilon) == (0.9, 1e-5)  # as PyTorch's
-      seen.setdefault(norm.path, []).append(
-        (norm.axis_name, norm.use_running_average)
-      )
-    return call(*args, **kwargs)
-
-  run = lambda v, x: model.apply(
-    v,
-    x,
-    train=True,
-    rngs={'dropout': jax.random.key(0)},
-    mutable=['batch_stats'],
-  )
-  sharded = jax.tree.map(lambda leaf: shape(2, *leaf.shape), x)
-  with nn.intercept_methods(look):
-    _, variables = abstract(model, x)
-    jax.eval_shape(
-      jax.vmap(run, in_axes=(None, 0), axis_name='batch'), variables, sharded
-    )
-  assert len(seen) * 2 == len(jax.tree.leaves(variables['batch_stats']))
-  for found in seen.values():
-    assert found == [('batch', True), ('batch', False)]
+  check_normalisations(model, x)
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from sealed_messages import (
   message_of,
   words_of,
 )
+from wire_messages import MESSAGE
 
 from ppcmi_jax import wire
 from ppcmi_jax.sealed import body, envelope, sealing
@@ -183,13 +184,4 @@ def test_readers_tell_the_two_formats_apart():
   assert envelope.MAGIC != wire.MAGIC
   with pytest.raises(ValueError, match='magic'):
     wire.decode(DATA)
-  message = wire.Message(
-    client='c',
-    key_id='',
-    protection='none',
-    direction='query',
-    modality='image',
-    message_id=bytes(16),
-    latents={'b': np.ones([1, 8])},
-  )
-  refuse(wire.encode(message))
+  refuse(wire.encode(MESSAGE))

@@ -53,13 +53,15 @@ class Contributions(NamedTuple):
   """What the clients contribute, rows of all of them.
 
   Attributes:
-    pairs: {'image', 'mask': {scale: float32 [R, h, w, C]}, 'client': [R]}.
+    pairs: {'image', 'mask': {scale: float32 [R, h, w, C]}}.
+    client: int [R], whose row it is.
     mask: uint8 [R, H, W].
     case: int [R], whose copy a row is; row n < N is case n itself.
     subject: strings [N].
   """
 
   pairs: Mapping[str, Any]
+  client: np.ndarray
   mask: np.ndarray
   case: np.ndarray
   subject: np.ndarray
@@ -112,6 +114,7 @@ def membership(
   few = np.flatnonzero(few)
   alone = Contributions(
     examples_lib.take(sent.pairs, few),
+    sent.client[few],
     sent.mask[few],
     np.arange(len(few)),
     subject[few],
@@ -184,7 +187,8 @@ def _contributions(config, run):
         (
           turn,
           Contributions(
-            {**latents, 'client': client},
+            latents,
+            client,
             np.asarray(pair[1]),
             first + np.arange(count),
             np.array(subject),
@@ -215,8 +219,7 @@ def _decoder(run):
 
 def _losses(config, decode, data, member, steps, options, title):
   """Trains the networks; returns {loss: float64 [M, N]}."""
-  pairs, count = dict(data.pairs), len(data.subject)
-  of_pair = pairs.pop('client')
+  pairs, count = data.pairs, len(data.subject)
   small = {**config.mapping_options, **SMALL[config.mapping], **options}
   task = tasks.mapping(models.MODELS[config.mapping](**small))
   tx = train_step.optimizer(
@@ -231,7 +234,7 @@ def _losses(config, decode, data, member, steps, options, title):
   predict = jax.jit(task.predict)
 
   cases = examples_lib.take(pairs, np.arange(count))
-  client = of_pair[:count]
+  client = data.client[:count]
 
   def measure(variables):
     latents = jax.device_get(predict(variables, cases['image']))
@@ -251,7 +254,7 @@ def _losses(config, decode, data, member, steps, options, title):
   for number, members in enumerate(member):
     key = jax.random.key(number)
     rows = np.flatnonzero(members[data.case])
-    order = rows[input_pipeline.balanced_order(of_pair[rows])]
+    order = rows[input_pipeline.balanced_order(data.client[rows])]
     state = init(key, examples_lib.take(pairs, rows[:1]))
     state = train_step.replicate(state)
     for i in range(steps):

@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from ppcmi_jax import examples, image_metrics
+from ppcmi_jax import examples, exposure, image_metrics
 from ppcmi_jax.attacks import (
   ciphertext_only,
   inverter,
@@ -20,7 +20,6 @@ from ppcmi_jax.attacks import (
 from ppcmi_jax.privacy import cells
 from ppcmi_jax.privacy import setting as settings
 
-IN_ORDER = ('none', 'official')  # leave positions where they are
 Attack = Callable[[settings.Setting, str], tuple[cells.Cell, np.ndarray | None]]
 
 # Of the finest scale, in the messages that linear programs take, but at least
@@ -111,7 +110,7 @@ def intercepted_fits(setting, protection):
     lambda: ciphertext_only.fit(
       examples.take(setting.seen(protection), setting.intercepted),
       setting.public(),
-      permuted=protection not in IN_ORDER,
+      permuted=protection not in exposure.IN_ORDER,
       tolerance=TOLERANCE,
       max_programs=MAX_PROGRAMS,
       num_programmed=len(programmed(setting)),
@@ -144,7 +143,7 @@ def stitched(most: int) -> Attack:
     fits = stitching.fit(
       examples.take(seen, rows),
       examples.take(setting.own_latents, rows),
-      permuted=protection not in IN_ORDER,
+      permuted=protection not in exposure.IN_ORDER,
     )
     target = examples.take(seen, setting.groups['target'])
     guess = stitching.stitch(fits, target)

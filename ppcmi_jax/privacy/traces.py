@@ -71,7 +71,7 @@ def seeds(setting, protection):
     return cells.missing('the keys of sealed messages come from no seed'), None
   row = setting.groups['target'][:1]
   message = examples.take(setting.seen(protection), row)
-  name = 'official' if protection == 'official' else 'klt'
+  name = protection if protection in exposure.STATIC else 'klt'
   transform = learners.TRANSFORMS[name]
   if protection == 'klt, fresh keys':
     # The key of a message is that of the seed and of its number.
