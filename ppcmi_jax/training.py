@@ -26,6 +26,9 @@ from ppcmi_jax import (
 )
 from ppcmi_jax import examples as examples_lib
 
+# Examples at once in a validation, whose Dice is that of a batch: as many
+# whatever the devices and microbatches, so that the loss is the same.
+_VALIDATION_BATCH = 16
 # From its last checkpoint the same training would come to the same.
 _UNSTABLE = (
   'look for NaN in the data, or train anew with a lower learning rate and '
@@ -46,8 +49,7 @@ class Trainer:
     eval_every: steps between validations; each is followed by a checkpoint.
     patience: validations without a smaller loss before stopping early.
     microbatches: parts that each device takes a batch in, where the whole does
-      not fit into its memory (`train_step.make_train_step`). Validation takes
-      as many examples at once as a part has.
+      not fit into its memory (`train_step.make_train_step`).
   """
 
   def __init__(
@@ -80,8 +82,8 @@ class Trainer:
         train_step.make_train_step, task, self._tx, microbatches
       )
     )
-    self._validation_loss = functools.cache(
-      functools.partial(train_step.make_validation_loss, task)
+    self._validation_loss = train_step.make_validation_loss(
+      task, min(batch_size, _VALIDATION_BATCH)
     )
 
   def restore(
@@ -205,10 +207,8 @@ class Trainer:
     """
     clock = time.monotonic()
     devices = tuple(devices or jax.devices())
-    parts = len(devices) * self._microbatches
     check_batch_size(self._batch_size, len(devices), self._microbatches)
     take_step = self._train_step(devices)
-    validation_loss = self._validation_loss(self._batch_size // parts)
     # The 'rbg' generator compiles in a tenth of the time of the default one.
     init_key = jax.random.key(seed, impl='rbg')
     step_key = jax.device_put(
@@ -282,7 +282,7 @@ class Trainer:
         if step % self._eval_every == 0 or step == self._steps:
           jax.block_until_ready(state)  # steps end later than their calls
           stepped = time.monotonic() - begun
-          loss = validation_loss(state.variables, valid)
+          loss = self._validation_loss(state.variables, valid)
           state, row = _note(state, losses, loss, title)
           bar.set_postfix({k: f'{v:.4f}' for k, v in row.items()})
           state = train_step.replicate(state, devices)

@@ -13,7 +13,7 @@ import scripts
 import training_test
 
 from ppcmi_jax import examples as examples_lib
-from ppcmi_jax import input_pipeline, processes, tasks, train_step
+from ppcmi_jax import input_pipeline, processes, tasks, train_step, training
 from ppcmi_jax.models import unet
 
 BATCH = 8
@@ -34,7 +34,10 @@ def arrays(count=16):
 
 
 def steps_of_one(path, num_steps=3):
-  """Writes losses, gradients and batch statistics of steps of gradients."""
+  """Writes losses, gradients and batch statistics of steps of gradients.
+
+  And the validation loss that a training which stands still logs.
+  """
   # Adam divides by the gradient's size: a plain step shows what it is.
   tx = optax.GradientTransformation(
     functools.partial(jax.tree.map, jnp.zeros_like),
@@ -54,7 +57,12 @@ def steps_of_one(path, num_steps=3):
     for place, leaf in jax.tree_util.tree_leaves_with_path(of_step):
       # A copy: the next step takes the memory.
       kept[f'{i}{jax.tree_util.keystr(place)}'] = np.array(leaf)
-  np.savez(path, **kept)
+  still = training.Trainer(
+    one, steps=1, batch_size=BATCH, learning_rate=0.0, schedule='constant'
+  )
+  log = []
+  still.fit(data, data, seed=0, directory=f'{path}.fit', log=log.append)
+  np.savez(path, **kept, valid_loss=log[0]['valid_loss'])
 
 
 def fitted(directory, guard, change=lambda batch: batch):
