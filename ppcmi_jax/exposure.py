@@ -6,7 +6,8 @@
   official              the official code's transform, which leaves positions
                         where they are; one secret for all messages, rounded
   klt                   the paper's, which permutes them, likewise
-  klt, fresh keys       that with a secret of its own for each message
+  official, fresh keys  either with a secret of its own for each message
+  klt, fresh keys
   sealed                each example drafted, mixed, masked and sealed as a
                         message of its own; the ciphertext, read as numbers
   sealed, other images  sealed messages of other examples in the place of each:
@@ -41,8 +42,9 @@ from ppcmi_jax.sealed import envelope, sealing, session
 OTHERS = 'sealed, other images'
 SEALED = ('sealed', OTHERS)
 STATIC = ('official', 'klt')  # one secret for all messages
-IN_ORDER = ('none', 'official')  # leave positions where they are
-PROTECTIONS = ('none', *STATIC, 'klt, fresh keys', *SEALED)
+FRESH = tuple(f'{name}, fresh keys' for name in STATIC)  # one for each
+IN_ORDER = ('none', STATIC[0], FRESH[0])  # leave positions where they are
+PROTECTIONS = ('none', *STATIC, *FRESH, *SEALED)
 SEALED_DTYPES = ('int8', 'int4', 'float16')
 _BATCH = 16  # secrets drawn at a time, to bound memory
 
@@ -103,7 +105,7 @@ def observe(
   if protection in STATIC:
     secret = transform.init(key, latents)
     latents = jax.jit(transform.forward)(secret, latents)
-  elif protection == 'klt, fresh keys':
+  elif protection in FRESH:
     latents = _fresh(transform, key, latents)
   dtype = wire.DTYPES[wire_dtype]
   return {

@@ -112,7 +112,7 @@ def test_klt_falls_to_known_plaintext_and_sealed_does_not():
   value = {name: cell['value'] for name, (cell, _) in reached.items()}
   trivial = reached['klt'][0]['trivial']
   assert value['none'] > 60 and value['klt'] > 60 and value['official'] > 60
-  assert value['sealed'] < trivial and value['klt, fresh keys'] < trivial
+  assert all(value[name] < trivial for name in (*exposure.FRESH, 'sealed'))
   assert reached['klt'][1].shape == (TARGETS, 16, 16, 1)
   found = cells.verdict(
     {name: cell for name, (cell, _) in reached.items()},
@@ -126,8 +126,10 @@ def test_klt_falls_to_known_plaintext_and_sealed_does_not():
 
 def test_visits_are_linked_under_klt_and_not_when_sealed():
   klt, _ = traces.linked(make_setting(), 'klt')
+  rotated, _ = traces.linked(make_setting(), 'official, fresh keys')
   sealed, _ = traces.linked(make_setting(), 'sealed')
   assert klt['value'] > 0.9 and klt['n'] == 30
+  assert rotated['value'] > 0.9
   assert sealed['interval'][0] < 0.62 and abs(sealed['gain']) < 0.2
 
 
@@ -172,7 +174,7 @@ def test_a_copy_knows_its_image(monkeypatch):
 
 
 def test_the_seed_of_a_message_stands_out():
-  for name in ('official', 'klt', 'klt, fresh keys'):
+  for name in (*exposure.STATIC, *exposure.FRESH):
     cell, _ = traces.seeds(make_setting(), name)
     assert cell['value'] > 30 and cell['trivial'] < 10
   sealed, _ = traces.seeds(make_setting(), 'sealed')

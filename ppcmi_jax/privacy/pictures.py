@@ -82,12 +82,13 @@ def ciphertext(setting, protection):
     return cells.missing('no other client has public images'), None
   seen = setting.seen(protection)
   target = setting.groups['target']
-  if protection == 'klt, fresh keys':
+  permuted = protection not in exposure.IN_ORDER
+  if protection in exposure.FRESH:
     public = examples.take(setting.latents, others)
     parts = []
     for row in target:
       one = examples.take(seen, [row])
-      fits = ciphertext_only.fit(one, public, max_programs=0)
+      fits = ciphertext_only.fit(one, public, permuted=permuted, max_programs=0)
       parts.append(ciphertext_only.alignment.undo(fits, one))
     guess = {
       name: np.concatenate([part[name] for part in parts]) for name in seen

@@ -27,6 +27,7 @@ THREATS = {
   'none': ('static',),
   'official': ('static',),
   'klt': ('static',),
+  'official, fresh keys': ('rotated',),
   'klt, fresh keys': ('permuted',),
   **dict.fromkeys(exposure.SEALED, linking.THREATS),
 }
@@ -42,7 +43,7 @@ def channels(most: int) -> pictures.Attack:
 
   def attack(setting, protection):
     rows = pictures.programmed(setting)[:most]
-    if protection == 'klt, fresh keys':
+    if protection in exposure.FRESH:
       rows = rows[:1]
     finest = max(setting.latents, key=lambda k: setting.latents[k].shape[1])
     latents = {finest: setting.latents[finest][rows]}
@@ -71,9 +72,9 @@ def seeds(setting, protection):
     return cells.missing('the keys of sealed messages come from no seed'), None
   row = setting.groups['target'][:1]
   message = examples.take(setting.seen(protection), row)
-  name = protection if protection in exposure.STATIC else 'klt'
+  name = 'klt' if protection == 'none' else protection.partition(',')[0]
   transform = learners.TRANSFORMS[name]
-  if protection == 'klt, fresh keys':
+  if protection in exposure.FRESH:
     # The key of a message is that of the seed and of its number.
     transform = transform._replace(
       init=lambda key, like, init=transform.init: init(
@@ -119,7 +120,7 @@ def outlined(same_encoder: bool) -> pictures.Attack:
     seen = setting.seen(protection)
     latents = setting.latents if same_encoder else setting.own_latents
     known = examples.take(latents, own)
-    is_isometry = protection in ('none', *exposure.STATIC)
+    is_isometry = protection in (*exposure.IN_ORDER, 'klt')
     if not is_isometry:
       known = setting.protect(protection, known, seed=setting.seed + 1)
     learnt_from = 'plain' if is_isometry else protection
