@@ -115,7 +115,6 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.mask_steps = 1500
   config.latent_noise = 0.1
   config.latent_mixing = 0.5
-  config.sensitivity = True  # mask latents in units of the decoder's
   config.protection = 'sealed'
   # 'int4' halves messages; 'float16' or wider where latents are not mixed.
   config.wire_dtype = 'int8'
@@ -142,7 +141,6 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
     config.segmentation_weight = 0.0
     config.latent_noise = 0.0
     config.latent_mixing = 0.0
-    config.sensitivity = False
     config.copies = 0
     config.mapping = 'mapping'
     config.mapping_options = {'width': 0.25}

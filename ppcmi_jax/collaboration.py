@@ -237,10 +237,7 @@ def _networks(autoencoders, task, pair, data, trained, server_state):
   state = next(iter(trained.values())).state
 
   def half(variables, name):
-    return {
-      kind: tree if kind == 'units' else {name: tree[name]}
-      for kind, tree in variables.items()
-    }
+    return {kind: {name: tree[name]} for kind, tree in variables.items()}
 
   def encode(variables, image):
     image = images.unit_image(image)

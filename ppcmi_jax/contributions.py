@@ -27,8 +27,7 @@ def forget_old(
   """
   folder = workdir.messages(name)
   note = folder / 'autoencoders.sha256'
-  mask = {k: v for k, v in state.mask.items() if k != 'units'}
-  digest = checkpoints.digest((state.image, mask))
+  digest = checkpoints.digest((state.image, state.mask))
   if note.exists() and note.read_text() == digest:
     return
   if note.exists():

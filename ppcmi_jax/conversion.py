@@ -50,7 +50,6 @@ FIDELITY = {
   'upsampling': ('bilinear',),
   'image_blocks': (0,),
   'segmentation_weight': (0.0,),
-  'sensitivity': (False,),
   'mapping': ('mapping',),
 }
 _FILES = {'image': 'client{}_img_ae.pt', 'mask': 'client{}_mask_ae.pt'}

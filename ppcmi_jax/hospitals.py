@@ -19,7 +19,6 @@ from ppcmi_jax import (
   evaluators,
   hospital_data,
   learners,
-  sensitivity,
 )
 from ppcmi_jax import (
   workdir as workdir_lib,
@@ -67,15 +66,6 @@ def restore_hospital(
     )
     for modality in client_lib.MODALITIES
   }
-  if config.sensitivity:
-    variables['mask'] = {
-      **variables['mask'],
-      'units': sensitivity.units(
-        autoencoders.mask_model,
-        variables['mask'],
-        data.hospitals[name]['train'].mask,
-      ),
-    }
   channel = enrolment.client_channel(
     config, workdir, name, autoencoders.latents
   )

@@ -118,8 +118,8 @@ class _Party:
     self._whole = encoded(self._test.image)
     self._whole_reply = reply(self._whole)
     self.ways = {
-      'query': roundings.ways(known, alike=False),
-      'reply': roundings.ways(reply(known), alike=config.sensitivity),
+      'query': roundings.ways(known),
+      'reply': roundings.ways(reply(known)),
     }
 
   def score(self, query, reply):

@@ -15,11 +15,9 @@
   channels       channels, as training images have them, in          the same
                  float16, or mixed and rounded
 
-A step, and a component's weight, is in units of what an error matters: of each
-channel's standard deviation, but of all channels' together for replies in the
-units of the decoder's sensitivity (`sensitivity`). A coder's messages tell by
-their length what is in the image; sealed, they would have to be padded to the
-longest, which is given, too.
+A step, and a component's weight, is in units of each channel's standard
+deviation. A coder's messages tell by their length what is in the image; sealed,
+they would have to be padded to the longest, which is given, too.
 
 Axes: M images, h, w sides of a latent, C channels, K components.
 """
@@ -50,19 +48,14 @@ SHARES = {'3/4': 0.75, '1/2': 0.5, '1/4': 0.25}  # of channels
 BATCH = 16
 
 
-def ways(known: Latents, *, alike: bool) -> dict[str, Rounding]:
+def ways(known: Latents) -> dict[str, Rounding]:
   """Returns {way: what it does to latents} of one client and direction.
 
   Args:
     known: {scale: [M, h, w, C]} of training images.
-    alike: whether an error of one matters as much in every channel.
   """
   found = {f'mixed, {b} bits': mixed(b) for b in SPACINGS}
   deviation = {k: z.std((0, 1, 2)) for k, z in known.items()}
-  if alike:
-    # The mean over a scale's channels, then over scales: the units' own.
-    overall = np.sqrt(np.mean([np.mean(d**2) for d in deviation.values()]))
-    deviation = {k: np.full_like(d, overall) for k, d in deviation.items()}
   least = max(float(d.max()) for d in deviation.values()) * 1e-6 + 1e-12
   units = {k: np.maximum(d, least) for k, d in deviation.items()}
   for step in STEPS:

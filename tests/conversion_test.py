@@ -255,7 +255,6 @@ def test_an_existing_workdir_is_left_alone(config, converted, tmp_path):
     ('upsampling', 'shuffle'),
     ('image_blocks', 1),
     ('segmentation_weight', 0.3),
-    ('sensitivity', True),
     ('mapping_options', {'width': 0.02, 'pooling': 'pyramid'}),
   ],
 )

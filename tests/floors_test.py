@@ -23,7 +23,7 @@ FLOORS = {
   'intervals profiling workdir processes examples '
   'content_groups official_draws tables',
   1: 'checkpoints command keyring wire models datasets official_metrics '
-  'splits partitions privacy_guarantee sensitivity side_by_side',
+  'splits partitions privacy_guarantee side_by_side',
   2: 'client server keyed_channel sealed key_store input_pipeline official '
   'score_table',
   3: 'tasks hospital_data contributions roundings',

@@ -53,7 +53,7 @@ def test_a_coder_spends_what_frequencies_say():
 
 def test_coarser_steps_cost_less_and_err_more():
   latents = relu_latents(30)
-  ways = roundings.ways(latents, alike=False)
+  ways = roundings.ways(latents)
   found = [ways[f'coded, step {step:g}'](latents) for step in roundings.STEPS]
   sizes = [size.mean() for _, size in found]
   errors = [np.square(a['b'] - latents['b']).mean() for a, _ in found]
@@ -65,24 +65,9 @@ def test_coarser_steps_cost_less_and_err_more():
       assert (np.abs(arrived[name] - z) <= largest).all()
 
 
-def test_where_errors_are_alike_so_are_steps():
-  latents = relu_latents(10)
-  arrived, size = roundings.ways(latents, alike=True)['coded, step 1'](latents)
-  (step,) = {
-    float(np.unique(z[z > 0]).min()).__round__(4)
-    for z in (arrived['b'], arrived['s3'])
-  }
-  squares = [np.mean(z.std((0, 1, 2)) ** 2) for z in latents.values()]
-  assert step == pytest.approx(np.sqrt(np.mean(squares)), abs=1e-4)
-  # Channels that hardly matter cost next to nothing.
-  assert not arrived['b'][..., :8].any()
-  separate = roundings.ways(latents, alike=False)['coded, step 1'](latents)
-  assert size.mean() < separate[1].mean()
-
-
 def test_a_scale_alone_leaves_means_of_the_others():
   latents = relu_latents(5)
-  ways = roundings.ways(latents, alike=False)
+  ways = roundings.ways(latents)
   assert [way for way in ways if 'alone' in way] == ['s3 alone']
   arrived, size = ways['s3 alone'](relu_latents(2, seed=1))
   np.testing.assert_array_equal(arrived['s3'], relu_latents(2, seed=1)['s3'])
@@ -115,7 +100,7 @@ def test_components_hold_all_that_channels_share(share, error):
 
 def test_fewer_channels_are_fewer_bytes():
   latents = relu_latents(10)
-  ways = roundings.ways(latents, alike=False)
+  ways = roundings.ways(latents)
   bytes_of = lambda way: int(ways[way](latents)[1][0])
   numbers = 4 * 4 * 32 + 16 * 16 * 8
   assert bytes_of('1/4 of the channels') == 2 * numbers / 4
@@ -129,12 +114,11 @@ def test_fewer_channels_are_fewer_bytes():
 def test_a_channel_that_never_changes_costs_nothing():
   latents = {'b': np.full((4, 2, 2, 3), 1.5, np.float32)}
   latents['b'][..., 0] = np.arange(16).reshape(4, 2, 2)
-  for alike in (False, True):
-    ways = roundings.ways(latents, alike=alike)
-    arrived, size = ways['coded, step 1'](latents)
-    assert np.isfinite(size).all() and (size <= 4 * 5 / 8 + 1).all()
-    assert np.isfinite(arrived['b']).all()
-    # Nor does it shout where it changes after all, in halves of 65504.
-    moved = {'b': latents['b'] + np.float32([0, 100, 0])}
-    arrived, _ = ways['3/4 of the channels'](moved)
-    np.testing.assert_allclose(arrived['b'], latents['b'], atol=0.01)
+  ways = roundings.ways(latents)
+  arrived, size = ways['coded, step 1'](latents)
+  assert np.isfinite(size).all() and (size <= 4 * 5 / 8 + 1).all()
+  assert np.isfinite(arrived['b']).all()
+  # Nor does it shout where it changes after all, in halves of 65504.
+  moved = {'b': latents['b'] + np.float32([0, 100, 0])}
+  arrived, _ = ways['3/4 of the channels'](moved)
+  np.testing.assert_allclose(arrived['b'], latents['b'], atol=0.01)

@@ -215,9 +215,6 @@ class Autoencoder(nn.Module):
   Official sizes are the defaults: 877,859 parameters with 3 channels, 877,281
   with 1.
 
-  Where the variables hold a collection 'units', {scale: [C]}, latents are
-  measured in them: `encode` multiplies each channel, `decode` divides.
-
   Attributes:
     channels: channels in and out (1 or 3 for images, classes for masks).
     widths: channels of the five encoder stages.
@@ -255,8 +252,7 @@ class Autoencoder(nn.Module):
 
   def encode(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
     """Returns the latents of x [B, H, W, channels], scaled to [0, 1]."""
-    latents = self.encoder(x, train=train)
-    return {name: z * self._unit(name) for name, z in latents.items()}
+    return self.encoder(x, train=train)
 
   def decode(
     self, latents: Mapping[str, jax.Array], *, train: bool
@@ -268,7 +264,6 @@ class Autoencoder(nn.Module):
     self, latents: Mapping[str, jax.Array], *, train: bool
   ) -> jax.Array:
     """Returns logits [B, H, W, channels + num_classes] of latents."""
-    latents = {name: z / self._unit(name) for name, z in latents.items()}
     return self.decoder(latents, train=train)
 
   def segment(self, x: jax.Array, *, train: bool) -> jax.Array:
@@ -282,7 +277,3 @@ class Autoencoder(nn.Module):
     """Returns what a call and `segment` do."""
     logits = self.decode_all(self.encode(x, train=train), train=train)
     return logits[..., : self.channels], logits[..., self.channels :]
-
-  def _unit(self, name):
-    known = self.has_variable('units', name)
-    return self.get_variable('units', name) if known else 1.0

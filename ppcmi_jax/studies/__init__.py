@@ -48,7 +48,6 @@ MAPPING_FIELDS = (
   'mapping_options',
   'mapping_steps',
   'protection',
-  'sensitivity',
   'wire_dtype',
 )
 # And what only the other one's training sees.

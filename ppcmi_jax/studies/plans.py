@@ -39,7 +39,6 @@ def ablation(get_config: GetConfig, base: Any) -> list[Variant]:
     'float16 wire': {'wire_dtype': 'float16'},
     'float32 wire': {'wire_dtype': 'float32'},
     'no augmented contributions': {'copies': 0},
-    'all errors of latents alike': {'sensitivity': False},
     'published mapping network': {
       'mapping': 'mapping',
       'mapping_options': {'width': 0.25},
