@@ -113,8 +113,6 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.segmentation_weight = 3.0  # of masks in the image autoencoder's loss
   config.image_steps = 1600
   config.mask_steps = 1500
-  config.latent_noise = 0.1
-  config.latent_mixing = 0.5
   config.protection = 'sealed'
   # 'int4' halves messages; 'float16' or wider where latents are not mixed.
   config.wire_dtype = 'int8'
@@ -139,8 +137,6 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
     config.upsampling = 'bilinear'
     config.image_blocks = 0
     config.segmentation_weight = 0.0
-    config.latent_noise = 0.0
-    config.latent_mixing = 0.0
     config.copies = 0
     config.mapping = 'mapping'
     config.mapping_options = {'width': 0.25}

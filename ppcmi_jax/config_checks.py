@@ -65,8 +65,6 @@ _PRIVATE_NUMBERS = {
   'segmentation_weight': _WEIGHT,
   'image_steps': _COUNT,
   'mask_steps': _COUNT,
-  'latent_noise': _WEIGHT,
-  'latent_mixing': ('a number from 0 to 0.5', lambda x: 0 <= x <= 0.5),
   'copies': _COUNT_OR_NONE,
   'mapping_batch_size': _COUNT,
   'mapping_learning_rate': _POSITIVE,
@@ -227,19 +225,6 @@ def _check_batch(config, field, num_devices):
   )
 
 
-def _check_mixing(config, num_devices):
-  """Raises ValueError where each mask would be mixed with itself alone."""
-  parts = num_devices * config.microbatches
-  batch = config.autoencoder_batch_size
-  if config.latent_mixing and batch < 2 * parts:
-    raise ValueError(
-      f'autoencoder_batch_size: expected at least {2 * parts}, two examples in '
-      f'each of {parts} parts (devices times microbatches), as latent_mixing '
-      f'mixes those of a part, found {batch}; raise it or set '
-      '--config.latent_mixing=0'
-    )
-
-
 def _try_baseline(config):
   at_once = 1 if config.pooled else config.side_by_side
   devices = len(side_by_side.groups(at_once)[0])
@@ -250,7 +235,6 @@ def _try_baseline(config):
 
 def _try_private(config):
   devices = len(side_by_side.groups(config.side_by_side)[0])
-  _check_mixing(config, devices)
   _check_batch(config, 'autoencoder_batch_size', devices)
   _check_batch(config, 'mapping_batch_size', jax.device_count())
   built = learners.autoencoders(

@@ -129,8 +129,6 @@ def autoencoders(config: Any, *, channels: int, num_classes: int) -> Learners:
     num_classes=num_classes,
     official=config.official_training,
     augment=augment,
-    latent_noise=config.latent_noise,
-    latent_mixing=config.latent_mixing,
   )
 
   def segment_alone(variables, image):

@@ -6,7 +6,7 @@ A task is three functions; its state is a dict of variables outside it.
     loss(variables, batch, key, train) -> loss, (metrics, variables)
     predict(variables, inputs) -> outputs
 
-`loss` consumes `key` (augmentation, noise, dropout) only where `train` is
+`loss` consumes `key` (augmentation, dropout) only where `train` is
 true, and returns the variables with updated batch statistics. A batch is a
 dict of arrays with a leading axis B; 'slot' [B] int32 numbers its examples, so
 that an example's randomness does not depend on how devices share a batch.
@@ -54,15 +54,15 @@ def _axis(model, train):
 
 
 def _keys(key, batch):
-  """Returns a key for augmentation, an example at a time, and one for noise.
+  """Returns a key for augmentation, an example at a time, and one for dropout.
 
   The second differs by device, and uses the 'rbg' generator, which compiles
   much faster than the default; its draws depend on the batch's shape.
   """
   if 'slot' not in batch:  # validation draws nothing
     return key, key
-  augment_key, noise_key = jax.random.split(key)
-  words = jax.random.key_data(jax.random.fold_in(noise_key, batch['slot'][0]))
+  augment_key, key = jax.random.split(key)
+  words = jax.random.key_data(jax.random.fold_in(key, batch['slot'][0]))
   return augment_key, jax.random.wrap_key_data(jnp.tile(words, 2), impl='rbg')
 
 
@@ -134,25 +134,14 @@ def mask_reconstruction(
   num_classes: int,
   official: bool = False,
   augment: Mapping | None = None,
-  latent_noise: float = 0.0,
-  latent_mixing: float = 0.0,
 ) -> Task:
   """Learns to reconstruct masks (arXiv 2603.05541, stage 1).
-
-  The server's answer is never exactly a mask's latent: trained on squared
-  errors, it is near the mean of the latents that are possible. So the decoder
-  is trained on what it will meet: latents with noise, and latents mixed with
-  those of another mask of the batch, which it is to decode to the mixture of
-  the two masks.
 
   Args:
     model: an Autoencoder with num_classes channels.
     num_classes: classes K, background included.
     official: whether to use the official code's loss.
     augment: keyword arguments of `augmentation.augment`, or None.
-    latent_noise: standard deviation of the noise on latents, relative to that
-      of each channel.
-    latent_mixing: largest weight of the other mask, 0 (off) to 0.5.
   """
 
   def init(key, batch):
@@ -160,28 +149,11 @@ def mask_reconstruction(
     return model.init(key, one_hot, train=False)
 
   def loss(variables, batch, key, train):
-    augment_key, key = _keys(key, batch)
-    noise_key, mix_key, dropout_key = jax.random.split(key, 3)
+    augment_key, dropout_key = _keys(key, batch)
     _, mask = _augmented(batch, augment_key, train, augment)
     labels = jax.nn.one_hot(mask, num_classes)
-    latents, variables = _apply(
-      model, variables, labels, key=dropout_key, train=train, method='encode'
-    )
-    if train and latent_mixing:
-      shape = (labels.shape[0], 1, 1, 1)
-      weight = latent_mixing * jax.random.uniform(mix_key, shape)
-      mix = lambda x: (1 - weight) * x + weight * jnp.roll(x, 1, axis=0)
-      latents, labels = jax.tree.map(mix, (latents, labels))
-    if train and latent_noise:
-      noise_keys = dict(
-        zip(sorted(latents), jax.random.split(noise_key, len(latents)))
-      )
-      for name, z in latents.items():
-        std = jax.lax.stop_gradient(jnp.std(z, axis=(0, 1, 2)))
-        noise = jax.random.normal(noise_keys[name], z.shape)
-        latents[name] = z + latent_noise * std * noise
     logits, variables = _apply(
-      model, variables, latents, key=dropout_key, train=train, method='decode'
+      model, variables, labels, key=dropout_key, train=train
     )
     loss_fn = (
       losses.official_reconstruction

@@ -266,5 +266,5 @@ def test_autoencoders_are_copied_where_they_cannot_differ(config, tmp_path):
   ]  # fmt: skip
   assert copied('one', clients=('2',), copies=3) == ['image_2', 'mask_2']
   assert copied('skips', skips=False) == []
-  assert copied('noise', latent_noise=0.5) == ['image_1', 'image_2']
+  assert copied('longer', mask_steps=7) == ['image_1', 'image_2']
   assert copied('plain', segmentation_weight=0.0) == ['mask_1', 'mask_2']

@@ -52,7 +52,7 @@ MAPPING_FIELDS = (
 )
 # And what only the other one's training sees.
 OTHERS_FIELDS = {
-  'image': ('latent_mixing', 'latent_noise', 'mask_steps'),
+  'image': ('mask_steps',),
   'mask': ('image_blocks', 'image_steps', 'segmentation_weight'),
 }
 EXAMPLES = 'examples.npz'

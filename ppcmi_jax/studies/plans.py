@@ -48,8 +48,6 @@ def ablation(get_config: GetConfig, base: Any) -> list[Variant]:
       'mapping_options': {'width': 0.25, 'pooling': 'none'},
     },
     # These one of a client's two.
-    'no noise on mask latents': {'latent_noise': 0.0},
-    'no mixing of mask latents': {'latent_mixing': 0.0},
     'image encoders as published': {'image_blocks': 0},
     'image encoders that segment less': {'segmentation_weight': 0.3},
     'image encoders that need not segment': {'segmentation_weight': 0.0},
