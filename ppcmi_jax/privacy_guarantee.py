@@ -78,8 +78,8 @@ class Guarantee(NamedTuple):
 def check(*, noise_multiplier: float, clip_norm: float, delta: float) -> None:
   """Raises ValueError for settings that no data could make sense of.
 
-  Where there is noise, that is also said of a missing accountant, which could
-  only be missed after hours of training otherwise.
+  Where there is noise, that is also said of a missing package, which could only
+  be missed after hours of preparation otherwise.
   """
   for name, value, good, expected in (
     ('noise_multiplier', noise_multiplier, noise_multiplier >= 0, 'at least 0'),
@@ -88,9 +88,9 @@ def check(*, noise_multiplier: float, clip_norm: float, delta: float) -> None:
   ):
     if not (good and math.isfinite(value)):
       raise ValueError(f'{name}: expected a number {expected}, found {value}')
-  if noise_multiplier and importlib.util.find_spec('dp_accounting') is None:
+  if noise_multiplier and importlib.util.find_spec('jax_privacy') is None:
     raise ValueError(
-      'noise_multiplier: above 0 needs the package dp_accounting, which is not '
+      'noise_multiplier: above 0 needs the package jax-privacy, which is not '
       "installed; run python -m pip install -e '.[privacy]'"
     )
 

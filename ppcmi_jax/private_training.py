@@ -8,9 +8,10 @@ the network's users, not from the server.
 Each step draws every unit independently with probability q (Poisson sampling,
 what the accountant assumes; batches vary in size), clips the gradient of
 each unit's mean loss to norm C, sums, adds N(0, (noise C)^2) to each
-coordinate, and divides by the expected number of units. Nothing is kept before
-the end: a training that was stopped starts again with new noise, and what was
-never released costs no privacy. Networks that were released add up.
+coordinate, and divides by the expected number of units. Drawing, clipping and
+noise are the optional package jax-privacy's. Nothing is kept before the end: a
+training that was stopped starts again with new noise, and what was never
+released costs no privacy. Networks that were released add up.
 
 The unit is what is protected: a subject, that is whether a patient took part,
 with all frames together, by one clipped gradient for each. Where a subject is
@@ -26,15 +27,13 @@ comes from JAX's threefry with a 64-bit key, and floating-point noise has known
 subtleties (Mironov, CCS 2012): a research tool.
 
 The network must treat examples one by one: no BatchNorm. The fused mapping
-network has norm='group'. The accountant is that of dp_accounting, which the
-optional package jax-privacy brings.
+network has norm='group'.
 """
 
 from collections.abc import Mapping
 from typing import Any
 
 import jax
-import jax.flatten_util
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -72,8 +71,9 @@ def fit(
     clip_norm: largest norm of a unit's gradient; about the median norm.
     delta: below one over the number of units.
     learning_rate: of Adam.
-    examples_per_unit: examples of a subject in a step, at most, drawn anew each
-      time; who has fewer has some repeated. Units of one example have one.
+    examples_per_unit: examples of a subject in a step, at most, the next of its
+      own in turn; who has fewer has some repeated. Units of one example have
+      one.
     microbatch: units whose gradients are in memory together.
     seed: of everything; None takes it from the operating system. Who knows it
       knows the noise, so a number is for experiments only.
@@ -91,15 +91,15 @@ def fit(
   entropy = np.random.SeedSequence(seed)
   rng = np.random.default_rng(entropy)
   subject = np.asarray(subject)
-  rows = [np.flatnonzero(subject == name) for name in np.unique(subject)]
-  size = min(examples_per_unit, max(map(len, rows)))
+  counts = np.unique(subject, return_counts=True)[1]
+  num_units, size = len(counts), min(examples_per_unit, int(counts.max()))
   privacy_guarantee.check_units(
-    len(rows), expected_batch=expected_batch, delta=delta
+    num_units, expected_batch=expected_batch, delta=delta
   )
   # Before hours of training: is the accountant there?
   promised = privacy_guarantee.epsilon(
     noise_multiplier=noise_multiplier,
-    num_units=len(rows),
+    num_units=num_units,
     expected_batch=expected_batch,
     steps=steps,
     delta=delta,
@@ -117,31 +117,39 @@ def fit(
   variables = jax.jit(task.init)(keys[0], sample)
   params = variables['params']
   rest = {k: v for k, v in variables.items() if k != 'params'}
-  tx = optax.adam(learning_rate)
-  accumulate, update = _step(
-    task, tx, clip_norm, noise_multiplier, expected_batch
+  rate = expected_batch / num_units
+  accumulate, noise, batches = _mechanism(
+    task,
+    rate=rate,
+    steps=steps,
+    examples_per_unit=size,
+    clip_norm=clip_norm,
+    stddev=noise_multiplier * clip_norm,
+    noise_key=noise_key,
   )
+  mean, adam = optax.scale(1 / expected_batch), optax.adam(learning_rate)
+  tx = optax.chain(noise, mean, adam)
+
+  @jax.jit
+  def update(params, state, total):
+    updates, state = tx.update(total, state, params)
+    return optax.apply_updates(params, updates), state
+
   state, zero = tx.init(params), jax.tree.map(jnp.zeros_like, params)
-  rate = expected_batch / len(rows)
-  for step in tqdm.trange(
-    steps, desc=title, unit='step', mininterval=1.0, dynamic_ncols=True,
+  progress = tqdm.tqdm(
+    batches.batch_iterator(subject, rng),
+    total=steps, desc=title, unit='step', mininterval=1.0, dynamic_ncols=True,
     disable=title is None,
-  ):  # fmt: skip
-    drawn = np.flatnonzero(rng.random(len(rows)) < rate)
+  )  # fmt: skip
+  for step, drawn in enumerate(progress):
     total, key = zero, jax.random.fold_in(keys[1], step)
     for start in range(0, len(drawn), microbatch):
       part = drawn[start : start + microbatch]
-      chosen = [
-        np.resize(rng.permutation(rows[unit_number]), size)
-        for unit_number in np.resize(part, microbatch)
-      ]
-      batch = examples.take(train, np.stack(chosen))
-      present = np.arange(microbatch) < len(part)
+      batch = examples.take(train, np.resize(part, (microbatch, size)))
+      padding = np.arange(microbatch) >= len(part)
       draw = jax.random.fold_in(key, start)
-      total = accumulate(total, params, batch, present, draw, rest)
-    params, state = update(
-      params, state, total, jax.random.fold_in(noise_key, step)
-    )
+      total = accumulate(total, params, batch, draw, rest, padding)
+    params, state = update(params, state, total)
   if not all(bool(jnp.all(jnp.isfinite(p))) for p in jax.tree.leaves(params)):
     raise FloatingPointError(
       'the parameters are not finite; lower the learning rate'
@@ -162,33 +170,41 @@ def fit(
     rate,
     steps,
     clip_norm,
-    len(rows),
+    num_units,
     tuple(notes),
   )
 
 
-def _step(task, tx, clip_norm, noise_multiplier, expected_batch):
-  """Returns a step's two parts: a microbatch's clipped sum, and the rest."""
+def _mechanism(
+  task, *, rate, steps, examples_per_unit, clip_norm, stddev, noise_key
+):
+  """Returns a microbatch's clipped sum, the noise on it, and who is drawn."""
+  import jax_privacy  # optional, and slow to import
 
   def loss(params, batch, key, rest):
     return task.loss({**rest, 'params': params}, batch, key, train=True)[0]
 
-  @jax.jit
-  def accumulate(total, params, batch, present, key, rest):
-    keys = jax.random.split(key, len(present))
-    grads = jax.vmap(jax.grad(loss), in_axes=(None, 0, 0, None))(
-      params, batch, keys, rest
-    )
-    return jax.tree.map(jnp.add, total, clipped_sum(grads, present, clip_norm))
+  clipped = jax_privacy.clipped_grad(
+    loss, l2_clip_norm=clip_norm, keep_batch_dim=False, prng_argnum=2
+  )
 
   @jax.jit
-  def update(params, state, total, key):
-    noisy = add_noise(total, noise_multiplier * clip_norm, key)
-    grads = jax.tree.map(lambda g: g / expected_batch, noisy)
-    updates, state = tx.update(grads, state, params)
-    return optax.apply_updates(params, updates), state
+  def accumulate(total, params, batch, key, rest, padding):
+    found = clipped(params, batch, key, rest, is_padding_example=padding)
+    return jax.tree.map(jnp.add, total, found)
 
-  return accumulate, update
+  noise = jax_privacy.noise_addition.gaussian_privatizer(
+    stddev=stddev, prng_key=noise_key
+  )
+  selection = jax_privacy.batch_selection
+  batches = selection.UserSelectionStrategy(
+    selection.CyclicPoissonSampling(
+      rate, steps, partition_type=selection.PartitionType.INDEPENDENT
+    ),
+    examples_per_unit,
+    shuffle_per_user=True,
+  )
+  return accumulate, noise, batches
 
 
 def fit_mapping(
@@ -224,35 +240,3 @@ def fit_mapping(
       'against whoever uses or has the mapping network, not against the server',
     ),
   )
-
-
-def clipped_sum(grads: Any, present: jax.Array, clip_norm: float) -> Any:
-  """Sums gradients [U, ...] of units, each clipped to a norm over all arrays.
-
-  Args:
-    grads: a tree of arrays [U, ...].
-    present: bool [U], which units count; others are padding.
-    clip_norm: the largest norm. A gradient with a NaN or infinity is left out:
-      it must not spoil the sum, or the sum would tell of it.
-  """
-  squares = [
-    jnp.sum(jnp.square(g.reshape(len(g), -1)), axis=1)
-    for g in jax.tree.leaves(grads)
-  ]
-  norm = jnp.sqrt(sum(squares))
-  counts = present & jnp.isfinite(norm)
-  scale = jnp.minimum(1.0, clip_norm / jnp.maximum(norm, 1e-30))
-
-  def add(g):
-    across = (-1,) + (1,) * (g.ndim - 1)
-    g = jnp.where(counts.reshape(across), g * scale.reshape(across), 0)
-    return jnp.sum(g, axis=0)
-
-  return jax.tree.map(add, grads)
-
-
-def add_noise(total: Any, stddev: float, key: jax.Array) -> Any:
-  """Adds independent normal noise to every number of a tree; consumes `key`."""
-  flat, unravel = jax.flatten_util.ravel_pytree(total)
-  noise = jax.random.normal(key, flat.shape, flat.dtype)
-  return unravel(flat + stddev * noise)

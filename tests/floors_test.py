@@ -45,7 +45,7 @@ HEAVY = {
   'cryptography': 'keyring sealed',
   'dp_accounting': 'privacy_guarantee',
   'flwr': '',
-  'jax_privacy': 'attacks',
+  'jax_privacy': 'attacks private_training',
   'grpc': '',
   'matplotlib': 'figures',
   'nibabel': 'datasets',

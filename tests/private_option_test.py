@@ -92,7 +92,7 @@ def train(world, monkeypatch):
 def test_a_private_network_has_its_promise_and_is_trained_once(
   world, train, tmp_path, capsys, monkeypatch
 ):
-  pytest.importorskip('dp_accounting')
+  pytest.importorskip('jax_privacy')
   config = private_config()
   workdir = workdir_lib.Workdir(tmp_path, config.to_dict())
   write_turns(world, workdir.messages)
@@ -173,9 +173,9 @@ def test_what_cannot_be_private_is_refused_first(
   assert not (tmp_path / 'w').exists()
 
 
-def test_a_missing_accountant_is_named_first(tmp_path, monkeypatch):
+def test_a_missing_package_is_named_first(tmp_path, monkeypatch):
   monkeypatch.setattr(importlib.util, 'find_spec', lambda name: None)
-  with pytest.raises(ValueError, match=r'dp_accounting.*\[privacy\]'):
+  with pytest.raises(ValueError, match=r'jax-privacy.*\[privacy\]'):
     collaboration.train(private_config(), tmp_path / 'w')
   assert not (tmp_path / 'w').exists()
   config_checks.check(smoke.get_config())  # without noise it is not missed
