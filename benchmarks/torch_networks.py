@@ -1,8 +1,8 @@
 """The same networks in PyTorch, written by us, for times side by side.
 
 Autoencoder and mapping network have the key names of the official code, so
-that `official.state_dicts` copies weights; the U-Nets have ours, for `copy`.
-Channels come second; outputs are logits.
+that `official.state_dicts` copies weights; the U-Nets and `torch_fatnet` have
+ours, for `copy`. Channels come second; outputs are logits.
 """
 
 from collections.abc import Callable, Mapping
@@ -244,7 +244,7 @@ _LEAVES = {
 
 
 def copy(module: nn.Module, variables: Mapping[str, Any]) -> None:
-  """Gives a U-Net the weights of ours; RuntimeError unless all fit."""
+  """Gives a baseline the weights of ours; RuntimeError unless all fit."""
   state = {
     key: value
     for key, value in module.state_dict().items()
@@ -252,11 +252,16 @@ def copy(module: nn.Module, variables: Mapping[str, Any]) -> None:
   }
   for (_, *names, leaf), x in traverse_util.flatten_dict(variables).items():
     place = module.get_submodule('.'.join(names))
-    state['.'.join((*names, _LEAVES[leaf]))] = (
-      kernel(x, transposed=isinstance(place, nn.ConvTranspose2d))
-      if leaf == 'kernel'
-      else torch.from_numpy(np.array(x))
-    )
+    name = '.'.join((*names, _LEAVES[leaf]))
+    x = np.array(x)
+    if isinstance(place, nn.Linear):  # of attention, heads are an axis in ours
+      x = x.reshape(place.weight.T.shape if leaf == 'kernel' else -1).T
+      state[name] = torch.from_numpy(x)
+    elif leaf == 'kernel':
+      transposed = isinstance(place, nn.ConvTranspose2d)
+      state[name] = kernel(x, transposed=transposed)
+    else:
+      state[name] = torch.from_numpy(x)
   module.load_state_dict(state, strict=True)
 
 

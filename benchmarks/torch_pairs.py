@@ -20,6 +20,7 @@ from benchmarks import (
   comparison,
   networks,
   timing,
+  torch_fatnet,
   torch_layers,
   torch_networks,
 )
@@ -243,6 +244,14 @@ def _default_mapping_step(size):
   )
 
 
+# Method -> the copy, of channels, classes and the method's options.
+_BASELINES = {
+  'unet': torch_networks.UNet,
+  'ghostnet': functools.partial(torch_networks.UNet, ghost=True),
+  'fatnet': torch_fatnet.FATNet,
+}
+
+
 def _baseline_step(size, method):
   config = size.config(method)
   config.augment = {}
@@ -251,11 +260,8 @@ def _baseline_step(size, method):
   batch = size.pairs(count)
   x = _unit_tensor(batch['image'])
   y = torch.from_numpy(batch['mask']).to(torch_networks.device(), torch.int64)
-  theirs = torch_networks.UNet(
-    x.shape[1],
-    size.num_classes,
-    config.baseline_options.width,
-    ghost=method == 'ghostnet',
+  theirs = _BASELINES[method](
+    x.shape[1], size.num_classes, **config.baseline_options
   )
   variables = networks.variables_of(task, batch)
   network = _network(method, None, variables, theirs, torch_networks.copy)
@@ -329,7 +335,7 @@ STEPS = {
   'default_mapping': _default_mapping_step,
   **{
     method: functools.partial(_baseline_step, method=method)
-    for method in ('unet', 'ghostnet')
+    for method in _BASELINES
   },
 }
 SECTIONS = {

@@ -7,6 +7,7 @@ import math
 import sys
 import time
 
+import baseline_models_test
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -322,3 +323,21 @@ def test_a_layer_of_pytorch_is_ours():
   assert backward.name == f'{forward.name}, gradients'
   assert forward.error < 1e-6 and backward.error < 1e-5
   assert forward.parameters == 2 * 2 * 8 * 4
+
+
+def test_fatnet_of_pytorch_is_ours():
+  pytest.importorskip('torch', reason='PyTorch is not installed')
+  from benchmarks import torch_fatnet, torch_networks
+
+  rng = np.random.default_rng(0)
+  x = np.float32(rng.uniform(size=(2, 32, 48, 2)))
+  tiny = baseline_models_test.TINY_FAT
+  options = {**tiny.keywords, 'blocks': (1, 2, 1, 1), 'transformer_layers': 2}
+  model = tiny(3, **options)
+  variables = baseline_models_test.variables_of(model, x, train=False)
+  theirs = torch_fatnet.FATNet(2, 3, **options)
+  torch_networks.copy(theirs, variables)
+  theirs = theirs.to(torch_networks.device()).eval()
+  ours = jax.jit(lambda x: model.apply(variables, x, train=False))(x)
+  found = torch_networks.arrays(theirs(torch_networks.tensors(x)))
+  assert comparison.error('fatnet', ours, found) < 1e-6
