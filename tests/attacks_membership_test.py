@@ -230,6 +230,19 @@ def test_an_overfitted_network_gives_its_members_away():
     assert abs(measure(name, losses, random, subject)['auc'] - 0.5) < 0.06
 
 
+def test_rates_are_just_below_those_of_who_may_draw_lots():
+  """Jax-privacy's auditor mixes two thresholds: the hull of our curve."""
+  auditing = pytest.importorskip('jax_privacy.auditing')
+  losses, member, subject = synthetic(0.7)
+  scores = membership.lira(losses, member)
+  found = membership.evaluate(scores, member, subject=subject, num_draws=2)
+  theirs = auditing.CanaryScoreAuditor(scores[member], scores[~member])
+  assert 0 <= theirs.attack_auroc() - found['auc'] < 0.01
+  for rate in membership.FPRS:
+    higher = theirs.tpr_at_given_fpr(rate)
+    assert 0 <= higher - found[f'tpr_at_{rate:g}'] < 0.01
+
+
 def test_epsilon_bound_tells_leaks_from_none():
   pytest.importorskip('jax_privacy')
   losses, member, subject = synthetic(0.0)

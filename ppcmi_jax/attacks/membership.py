@@ -173,6 +173,9 @@ def evaluate(
 ) -> dict:
   """Measures an attack, pooled over all targets, with intervals over subjects.
 
+  An attacker who draws lots between two thresholds reaches a little more: the
+  hull of this curve, of which jax_privacy's auditor takes the area.
+
   Args:
     scores: float [M, N] of one attack.
     member: bool [M, N].

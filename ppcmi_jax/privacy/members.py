@@ -11,9 +11,8 @@ are smaller, see half of the cases, and know no DP-SGD. Three experiments:
   shuffled  negative control: the losses of `mapping`, memberships drawn anew,
             twenty times, as one draw of so few subjects strays by chance
 
-Losses are of the cases themselves, not of copies: those of latents, of each
-scale and of all, in standard deviations of a channel, and the cross-entropy of
-the decoded mask.
+Losses are of the cases themselves, not of copies: the squared errors of
+latents, of each scale and of all, and the cross-entropy of the decoded mask.
 
 Axes: M networks, N cases, R rows, that is cases and copies of them.
 """
