@@ -70,6 +70,22 @@ def test_positions_that_stay_in_order_are_a_static_transform_too():
   assert found['proof']
 
 
+@pytest.mark.parametrize('whole, breaks', [(None, 'yes'), (100, 'in part')])
+def test_as_little_as_without_protection_may_be_little(whole, breaks):
+  gains = {'none': 5.0, 'klt': 9.0, 'sealed': 0.0}
+  found = cells.verdict(
+    {
+      name: {'value': gain, 'gain': gain, 'gain_interval': None}
+      for name, gain in gains.items()
+    },
+    tolerance=0.0,
+    needed=0.6,
+    whole=whole,
+  )
+  assert found['breaks'] == {'klt': breaks}
+  assert found['proof'] == (whole is None)
+
+
 @pytest.mark.parametrize(
   'interval, state',
   [(None, 'broken'), ([-0.12, -0.05], 'broken'), ([-0.2, 0.01], 'in doubt')],

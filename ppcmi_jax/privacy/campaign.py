@@ -1,9 +1,10 @@
 """The evaluation `privacy`: every attack against every protection.
 
 Goals are how much an attack may gain over the trivial level. What an attack has
-to keep against a static transform, as a share of its gain without protection,
-to count as breaking it, comes from what was measured when the attacks were
-designed, against one rotation and shift of channels for all messages:
+to keep against a static transform, as a share of its gain without protection
+(of channels: of all there are), to count as breaking it, comes from what was
+measured when the attacks were designed, against one rotation and shift of
+channels for all messages:
 
   attack                       then                               needed
   ---------------------------  ---------------------------------  ------
@@ -49,7 +50,7 @@ class Attack(NamedTuple):
     goal: for `sealed`, in words.
     tolerance, needed: of `cells.verdict`.
     run: (setting, protection) -> (cell, what to draw or None).
-    two_sided, slack: of `cells.verdict`.
+    two_sided, slack, whole: of `cells.verdict`.
   """
 
   label: str
@@ -60,6 +61,7 @@ class Attack(NamedTuple):
   run: pictures.Attack
   two_sided: bool = False
   slack: float | None = None
+  whole: float | None = None
 
 
 def _decibels(label: str, needed: float, run: pictures.Attack) -> Attack:
@@ -83,6 +85,7 @@ ATTACKS: Mapping[str, Attack] = {
     0.0,
     0.59,
     traces.channels(1),
+    whole=100.0,
   ),
   'channels': Attack(
     'ciphertext only, encoder unknown, many',
@@ -91,6 +94,7 @@ ATTACKS: Mapping[str, Attack] = {
     0.0,
     0.92,
     traces.channels(settings.MAX_KNOWN),
+    whole=100.0,
   ),
   'seed_search': Attack(
     'seed search, 1 message', 'ties %', 'trivial + 1', 1.0, 0.95, traces.seeds
@@ -233,6 +237,7 @@ def privacy(
         needed=attack.needed,
         two_sided=attack.two_sided,
         slack=attack.slack,
+        whole=attack.whole,
       ),
     }
   return {

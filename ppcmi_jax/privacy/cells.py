@@ -99,29 +99,32 @@ def verdict(
   needed: float,
   two_sided: bool = False,
   slack: float | None = None,
+  whole: float | None = None,
 ) -> dict[str, Any]:
   """Says whether an attack breaks the static transforms, and the sealed one.
 
   Args:
     cells: {protection: cell}, of one attack.
     tolerance: the gain over the trivial level that the goal allows.
-    needed: how much of the gain without protection the attack has to keep
-      against a static transform to count as breaking it.
+    needed: how much of the whole gain the attack has to keep against a static
+      transform to count as breaking it.
     two_sided: whether a figure as far below the trivial level tells as much.
     slack: how far above that of messages of other images the figure of sealed
       may be, as two trainings of an attacker differ; None: the tolerance.
+    whole: the gain of an attack that finds all; None: what it is without
+      protection.
 
   Returns:
     'breaks': {static protection: 'yes', 'in part' (more than the tolerance by
     its interval, but less than is needed) or 'no'}, of those in the cells;
-    'kept': {static protection: the share of the gain that it leaves, or None};
+    'kept': {static protection: the share of the whole gain, or None};
     'over_others': how far sealed is above messages of other images, or
     None; 'sealed': 'held', 'broken', 'in doubt' (above the goal, but not by its
     interval) or None; 'proof': whether the row says anything of sealed, which
     takes one 'yes'.
   """
   gain = lambda name: cells.get(name, {}).get('gain')
-  plain, sealed = gain('none'), gain('sealed')
+  sealed, whole = gain('sealed'), gain('none') if whole is None else whole
   breaks, kept = {}, {}
   for name in exposure.STATIC:
     if name not in cells:
@@ -131,8 +134,8 @@ def verdict(
       continue
     interval = cells[name]['gain_interval']
     low = static if interval is None else interval[0]
-    if plain is not None and plain > tolerance:
-      kept[name] = static / plain
+    if whole is not None and whole > tolerance:
+      kept[name] = static / whole
     if low > tolerance and not math.isnan(low):
       enough = kept[name] is not None and kept[name] >= needed
       breaks[name] = 'yes' if enough else 'in part'

@@ -76,16 +76,18 @@ def attacks(result: Mapping[str, Any]) -> tables.Table:
       'verdict',
     ],
     rows,
-    'PSNR: of the images that the attacker draws, mean over targets; trivial: '
-    'without any message (the mean image, the best constant mask, a toss). '
-    'breaks: which static transforms, by more than the\ngoal allows a '
-    'protection, and as far as when the attack was designed; in part: less far '
-    '(share of the gain without protection). official does not permute '
-    'positions, klt does. sealed, other images: what\nthe attack makes of '
-    'messages that have nothing to do with its targets; sealed may not be '
-    'above it either. verdict, of sealed: held or broken, in doubt where above '
-    'the goal, but not by its interval; no\nproof where the attack breaks no '
-    'static transform, so that it is the attack that is weak.'
+    'PSNR: of the images that the attacker draws, mean over targets; '
+    'trivial: without any message (the mean image, the best constant mask, '
+    'a toss). breaks: which static transforms, by more than the'
+    '\ngoal allows a protection, and as far as when the attack was designed; '
+    'in part: less far (share of the gain without protection, or of all '
+    'channels). official does not permute positions, klt does. sealed, '
+    'other images: what'
+    '\nthe attack makes of messages that have nothing to do with its targets; '
+    'sealed may not be above it either. verdict, of sealed: held or broken, '
+    'in doubt where above the goal, but not by its interval; no'
+    '\nproof where the attack breaks no static transform, so that it is the '
+    'attack that is weak.'
     + ''.join(f'\nNot measurable: {note}' for note in notes),
   )
 
