@@ -12,7 +12,7 @@ from numpy.typing import ArrayLike
 from ppcmi_jax import image_metrics
 from ppcmi_jax.figures import case_panels, panels, sheets
 
-WIDTH_MM = 110.0
+PANEL_MM = 18.0  # wide; a score fits
 GAP_MM = 1.0
 LABEL_GAP_MM = 0.8
 
@@ -72,19 +72,19 @@ def draw_attacks(
   prior = {3: examples['prior'], 2: examples['prior_mask']}
   extent_mm = np.asarray(spacing_mm) * truth[2].shape
   columns = ['truth', 'no message', *protections]
-  sheet = sheets.Sheet(width_mm=WIDTH_MM, title=title)
-  panel_mm = (sheet.inner_mm - GAP_MM * (len(columns) - 1)) / len(columns)
-  height_mm = case_panels.scan_height(panel_mm, extent_mm)
-  starts = sheets.MARGIN_MM + np.arange(len(columns)) * (panel_mm + GAP_MM)
+  inner_mm = len(columns) * (PANEL_MM + GAP_MM) - GAP_MM
+  sheet = sheets.Sheet(width_mm=inner_mm + 2 * sheets.MARGIN_MM, title=title)
+  height_mm = case_panels.scan_height(PANEL_MM, extent_mm)
+  starts = sheets.MARGIN_MM + np.arange(len(columns)) * (PANEL_MM + GAP_MM)
   heads = [
-    sheet.wrap(name, width_mm=panel_mm, weight='bold') for name in columns
+    sheet.wrap(name, width_mm=PANEL_MM, weight='bold') for name in columns
   ]
   most = max(map(len, heads))
   for x_mm, lines in zip(starts, heads):
     for k, line in enumerate(lines, most - len(lines)):
       y_mm = sheet.top_mm + (k + 0.5) * sheets.LINE_MM
       style = {'ha': 'center', 'weight': 'bold'}
-      sheet.text(x_mm + panel_mm / 2, y_mm, line, **style)
+      sheet.text(x_mm + PANEL_MM / 2, y_mm, line, **style)
   sheet.top_mm += most * sheets.LINE_MM + LABEL_GAP_MM
   for attack, drawn in rows.items():
     middle_mm = sheet.top_mm + sheets.LINE_MM / 2
@@ -103,7 +103,7 @@ def draw_attacks(
           f'{attack}|{column}: expected shape {list(own.shape)}, found '
           f'{list(shown.shape)}; give drawings of the same cases'
         )
-      panel = case_panels.scan_panel(sheet, x_mm, panel_mm, height_mm)
+      panel = case_panels.scan_panel(sheet, x_mm, PANEL_MM, height_mm)
       grey = shown.mean(axis=-1) if shown.ndim == 3 else np.float64(shown)
       is_first = column == 'truth' and attack == next(iter(rows))
       unit = distance_unit if is_first else ''
