@@ -16,14 +16,15 @@ PLAIN = {'noise_multiplier': 0.0, 'clip_norm': 1e6, 'delta': 1e-3, 'seed': 0}
 
 
 def linear_task():
-  """Regression y = x w, whose gradients are known."""
+  """Regression y = x w + b, whose gradients are known."""
 
   def init(key, batch):
-    return {'params': {'w': jnp.zeros(batch['x'].shape[-1])}}
+    return {'params': {'w': jnp.zeros(batch['x'].shape[-1]), 'b': 0.0}}
 
   def loss(variables, batch, key, train):
     assert train
-    error = batch['x'] @ variables['params']['w'] - batch['y']
+    params = variables['params']
+    error = batch['x'] @ params['w'] + params['b'] - batch['y']
     value = jnp.mean(jnp.square(error)) / 2
     return value, ({'loss': value}, variables)
 
@@ -114,12 +115,14 @@ def test_a_step_is_the_mean_of_clipped_mean_gradients_of_subjects(
     delta=1e-3,
     seed=0,
   )
-  gradients = -(data['x'] * data['y'][:, None])[:-1]  # at w = 0
-  gradients = gradients.reshape(num_units, -1, 3).mean(1)
+  inputs = np.append(data['x'], np.ones((25, 1)), axis=1)  # of w and b
+  gradients = -(inputs * data['y'][:, None])[:-1]  # at 0
+  gradients = gradients.reshape(num_units, -1, 4).mean(1)
   norms = np.linalg.norm(gradients, axis=1, keepdims=True)
   assert (norms > 0.7).any() and (norms < 0.7).any()
   expected = -(gradients * np.minimum(1, 0.7 / norms)).sum(0) / (num_units + 1)
-  np.testing.assert_allclose(variables['params']['w'], expected, rtol=1e-4)
+  found = np.append(variables['params']['w'], variables['params']['b'])
+  np.testing.assert_allclose(found, expected, rtol=1e-4)
 
 
 def test_noise_is_normal_and_of_each_step_anew(plain_steps):

@@ -82,8 +82,8 @@ def ciphertext(setting, protection):
     return cells.missing('no other client has public images'), None
   seen = setting.seen(protection)
   target = setting.groups['target']
-  permuted = protection not in exposure.IN_ORDER
   if protection in exposure.FRESH:
+    permuted = protection not in exposure.IN_ORDER
     public = examples.take(setting.latents, others)
     parts = []
     for row in target:
