@@ -123,6 +123,21 @@ def test_what_other_images_have_in_common_is_not_taken_for_a_leak(images):
   assert psnr == pytest.approx(of_prior, abs=0.1)
 
 
+def test_pairs_of_other_images_do_not_hinder_it(images, monkeypatch):
+  monkeypatch.setattr(inverter, '_ROWS', 8 * 64)  # positions of eight images
+  observed = encode(images)
+  attack = inverter.fit(
+    part(observed, slice(COUNT)),
+    images[:COUNT],
+    prior=images[:10].mean(0),
+    judge=np.arange(COUNT) < 10,
+    **OPTIONS,
+  )
+  held = slice(COUNT, None)
+  psnr, _ = evaluate(attack, part(observed, held), images[held])
+  assert psnr > 40  # 26 where these eight were in one fold
+
+
 def test_one_pair_of_uniform_words_tells_nothing(images):
   words = np.random.default_rng(0).random((20, 8, 8, 16), np.float32)
   attack = inverter.fit(
@@ -220,21 +235,19 @@ def test_twins_do_not_foretell_each_other():
 
 def test_folds_are_of_neighbours_and_hold_whole_sources():
   source = np.array([9, 3, 3, 7, 1, 5, 2, 8, 4, 6, 0, 7])
-  assert inverter._folds(source).tolist() == [
-    4,
-    1,
-    1,
-    3,
+  fold = inverter._folds(source, np.ones(12, bool))
+  assert fold.tolist() == [4, 1, 1, 3, 0, 2, 1, 4, 2, 3, 0, 3]
+  assert inverter._folds(np.array([4, 4, 9]), np.ones(3, bool)).tolist() == [
     0,
-    2,
-    1,
-    4,
-    2,
-    3,
     0,
-    3,
+    1,
   ]
-  assert inverter._folds(np.array([4, 4, 9])).tolist() == [0, 0, 1]
+
+
+def test_those_who_judge_are_in_all_folds_and_so_are_the_others():
+  source = np.array([0, 1, 2, 3, 4, 10, 11, 12, 13, 14, 2])  # the last a copy
+  fold = inverter._folds(source, np.arange(11) < 5)
+  assert fold.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 2]
 
 
 def test_ridge_takes_some_of_many_rows(monkeypatch):

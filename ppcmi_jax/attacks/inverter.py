@@ -174,7 +174,7 @@ def fit(
 
   z, target = inputs(observed), images - prior
   chosen, base, left_out = _linear(
-    examples.take(z, train), target[train], _folds(source[train]), judges, rng
+    examples.take(z, train), target[train], source[train], judges, rng
   )
   z = {k: z[k] for k in chosen}
   residual = target - base(z)
@@ -230,17 +230,22 @@ def _parted(source, judge, rng):
   return train, np.flatnonzero(is_held & judge), judge[train]
 
 
-def _folds(source):
+def _folds(source, judges):
   """Returns to which of five parts [P] each pair belongs.
 
   Sources beside each other, such as the slices of a volume, are in one part, so
-  that they don't foretell each other; copies are in that of their source.
+  that they don't foretell each other; copies are in that of their source. Those
+  that judge are in all five, as are the others.
   """
-  names, place = np.unique(source, return_inverse=True)
-  return place * _FOLDS // max(len(names), _FOLDS)
+  fold = np.zeros(len(source), int)
+  judged = np.isin(source, source[judges])
+  for some in (judged, ~judged):
+    names, place = np.unique(source[some], return_inverse=True)
+    fold[some] = place * _FOLDS // max(len(names), _FOLDS)
+  return fold
 
 
-def _linear(z, target, fold, judges, rng):
+def _linear(z, target, source, judges, rng):
   """Fits the best of four linear maps from latents to targets [P, H, W, C].
 
   Two map all positions to all pixels, two each position of the finest scale to
@@ -280,11 +285,12 @@ def _linear(z, target, fold, judges, rng):
 
     some, first = {k: z[k] for k in names}, slice(at_once)
     x, y = features(examples.take(some, first)), split(target[first])
-    each = len(x) // len(fold[first])
-    group = np.repeat(fold[first], each)
+    fold = _folds(source[first], judges[first])
+    each = len(x) // len(fold)
+    group = np.repeat(fold, each)
     if fold.max() == 0 and each > 1:  # neighbours foretell each other
       row, column = np.indices(sides) * 2 // np.reshape(sides, (2, 1, 1))
-      group = np.tile((2 * row + column).ravel(), len(fold[first]))
+      group = np.tile((2 * row + column).ravel(), len(fold))
     predict, left_out = dual_ridge.fit(
       x, y, group, rng, judged=np.repeat(judges[first], each)
     )
