@@ -102,7 +102,8 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
 
   # PPCMI-SF
   config.official_training = False  # its losses and running variances
-  config.autoencoder_widths = (16, 32, 64, 128, 256)
+  config.autoencoder_widths = (16, 32, 64, 128)
+  config.latent_widths = (16, 32, 64)  # of what is sent; () for the stages'
   config.skips = True
   config.upsampling = 'shuffle'
   config.autoencoder_batch_size = 4
@@ -110,6 +111,7 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   # RUN/checkpoints/image_CLIENT, mask_CLIENT that every client starts from.
   config.pretrained = {'image': '', 'mask': ''}
   config.image_blocks = 1  # convolutions behind each stage of its encoder
+  config.image_full_size = True  # its first and last stages halve nothing
   config.segmentation_weight = 3.0  # of masks in the image autoencoder's loss
   config.image_steps = 1600
   config.mask_steps = 1500
@@ -118,7 +120,7 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   config.wire_dtype = 'int8'
   config.copies = 24  # augmented contributions of each pair, beside itself
   config.mapping = 'fused_mapping'
-  config.mapping_options = {'widths': (96, 160, 256)}
+  config.mapping_options = {'widths': (48, 80, 128)}
   config.mapping_remat = False  # less of an accelerator's memory, more time
   config.mapping_batch_size = 8
   config.mapping_learning_rate = 3e-3
@@ -135,7 +137,10 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
     config.protection = 'klt'
     config.wire_dtype = 'float16'
     config.upsampling = 'bilinear'
+    config.autoencoder_widths = (16, 32, 64, 128, 256)
+    config.latent_widths = ()
     config.image_blocks = 0
+    config.image_full_size = False
     config.segmentation_weight = 0.0
     config.copies = 0
     config.mapping = 'mapping'

@@ -24,7 +24,10 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
     config.baseline_steps = 12
     config.baseline_batch_size = 4
     return config
-  config.autoencoder_widths = (4, 4, 8, 8, 8)
+  stages = len(config.autoencoder_widths)
+  config.autoencoder_widths = (4, 4, 8, 8, 8)[:stages]
+  if config.latent_widths:
+    config.latent_widths = (4, 4, 4)
   if config.wire_dtype == 'int8':
     config.wire_dtype = 'float16'  # networks that know nothing mind roundings
   config.image_steps = 12

@@ -23,7 +23,10 @@ def get_config(method: str = 'ppcmi_sf') -> ml_collections.ConfigDict:
   if 'baseline_steps' in config:
     config.baseline_steps = 1000
     return config
-  config.autoencoder_widths = (8, 16, 32, 64, 128)
+  stages = len(config.autoencoder_widths)
+  config.autoencoder_widths = (8, 16, 32, 64, 128)[:stages]
+  if config.latent_widths:
+    config.latent_widths = (8, 16, 32)
   config.image_steps = 2000
   config.mask_steps = 800
   config.mapping_steps = 1600

@@ -21,7 +21,6 @@ from ppcmi_jax import (
   splits,
   training,
 )
-from ppcmi_jax.models import autoencoder
 
 # What is expected, and whether a value is that.
 _COUNT = (
@@ -122,17 +121,23 @@ def _check_private(config):
     f' with protection {config.protection}',
   )
   _check_choice(config, 'upsampling', ('bilinear', 'shuffle'))
-  if len(config.autoencoder_widths) != 5:
+  stages = len(config.autoencoder_widths)
+  if stages < 3:
     raise ValueError(
-      'autoencoder_widths: expected 5 stages, found '
-      f'{len(config.autoencoder_widths)}'
+      f'autoencoder_widths: expected 3 stages or more, found {stages}'
     )
-  for width in config.autoencoder_widths:
-    _check_number('autoencoder_widths', width, *_COUNT)
-  if config.image_size % autoencoder.STRIDE:
+  if len(config.latent_widths) not in (0, 3):
     raise ValueError(
-      f'image_size: expected a multiple of {autoencoder.STRIDE}, found '
-      f'{config.image_size}'
+      'latent_widths: expected those of 3 latents, or none for those of the '
+      f'stages, found {len(config.latent_widths)}'
+    )
+  for field in ('autoencoder_widths', 'latent_widths'):
+    for width in config[field]:
+      _check_number(field, width, *_COUNT)
+  if config.image_size % 2**stages:
+    raise ValueError(
+      f'image_size: expected a multiple of {2**stages}, as autoencoder_widths '
+      f'has {stages} stages, found {config.image_size}'
     )
   _check_dp(config)
 

@@ -48,7 +48,9 @@ FIDELITY = {
   'method': ('ppcmi_sf',),
   'protection': ('official', 'none'),
   'upsampling': ('bilinear',),
+  'latent_widths': ((),),
   'image_blocks': (0,),
+  'image_full_size': (False,),
   'segmentation_weight': (0.0,),
   'mapping': ('mapping',),
 }

@@ -107,6 +107,7 @@ def autoencoders(config: Any, *, channels: int, num_classes: int) -> Learners:
   autoencoder = functools.partial(
     models.MODELS['autoencoder'],
     widths=tuple(config.autoencoder_widths),
+    latent_widths=tuple(config.latent_widths),
     skips=config.skips,
     upsampling=config.upsampling,
     axis_name='batch',
@@ -115,6 +116,7 @@ def autoencoders(config: Any, *, channels: int, num_classes: int) -> Learners:
   image_model = autoencoder(
     channels=channels,
     blocks=config.image_blocks,
+    full_size=config.image_full_size,
     num_classes=num_classes if config.segmentation_weight else 0,
   )
   mask_model = autoencoder(channels=num_classes)

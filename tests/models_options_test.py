@@ -33,11 +33,17 @@ from ppcmi_jax.models import (
       autoencoder.Autoencoder(1, TINY, blocks=1, axis_name='batch'),
       shape(2, 32, 32, 1),
     ),
+    (
+      autoencoder.Autoencoder(
+        1, TINY[:4], (2, 2, 2), full_size=True, axis_name='batch'
+      ),
+      shape(2, 32, 32, 1),
+    ),
     (unet.UNet(2, width=2, depth=2, axis_name='batch'), shape(2, 8, 8, 1)),
     (mapping.MappingBlock(0.01, axis_name='batch'), latents_of()['s4']),
     (fused.FusedMapping((8, 8, 8), axis_name='batch'), latents_of()),
   ],
-  ids=['autoencoder', 'unet', 'mapping', 'fused'],
+  ids=['autoencoder', 'full size', 'unet', 'mapping', 'fused'],
 )
 def test_every_normalisation_shares_its_statistics(model, x):
   check_normalisations(model, x)

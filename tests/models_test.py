@@ -51,6 +51,34 @@ def test_blocks_and_classes_add_to_the_published_parts(blocks, num_classes):
   assert shapes_of(latents) == shapes_of(abstract(plain, x, method='encode')[0])
 
 
+def test_four_stages_in_half_of_their_channels_are_as_many_numbers():
+  x, widths, narrow = shape(2, 64, 96, 1), (16, 32, 64, 128), (16, 32, 64)
+  model = autoencoder.Autoencoder(
+    1, widths, narrow, full_size=True, blocks=1, num_classes=3
+  )
+  latents, _ = abstract(model, x, method='encode')
+  assert shapes_of(latents) == {
+    's3': (2, 16, 24, 16),
+    's4': (2, 8, 12, 32),
+    'b': (2, 4, 6, 64),
+  }
+  published, _ = abstract(autoencoder.Autoencoder(1), x, method='encode')
+  for name, z in latents.items():
+    assert z.size == published[name].size
+  parts, _ = abstract(model, x, method='reconstruct_and_segment')
+  assert [part.shape for part in parts] == [x.shape, (*x.shape[:3], 3)]
+  # Encoder: a stage at full size and four, a residual behind each, narrowing.
+  inputs, outputs = (1, 16, *widths[:3]), (16, *widths)
+  expected = sum(9 * i * o + 2 * o for i, o in zip(inputs, outputs))
+  expected += sum(9 * o * o + 2 * o for o in outputs)
+  expected += sum(w * n + 2 * n for w, n in zip(widths[1:], narrow))
+  # Decoder: bilinear, s4 and s3 beside the first two of four stages.
+  inputs = (64, 128 + 32, 64 + 16, 32)
+  expected += sum(9 * i * o + 2 * o for i, o in zip(inputs, widths[::-1]))
+  expected += 9 * 16 * 4 + 4
+  assert num_parameters(model, x) == expected
+
+
 def test_mapping_has_the_published_number_of_parameters():
   latents = {'s3': shape(1, 8, 8, 64), 's4': shape(1, 4, 4, 128)}
   latents['b'] = shape(1, 2, 2, 256)
@@ -85,6 +113,7 @@ def test_any_multiple_of_32_is_coded(height, width, upsampling):
     (autoencoder.Autoencoder(1), 32, (1, 33, 32, 1)),
     (autoencoder.Autoencoder(1), 32, (1, 64, 100, 1)),
     (autoencoder.Autoencoder(1), 32, (32, 32, 1)),
+    (autoencoder.Autoencoder(1, (4, 4, 4, 4)), 16, (1, 24, 32, 1)),
     (unet.UNet(2, width=2), 16, (1, 24, 32, 1)),
     (unet.UNet(2, width=2, depth=2), 4, (1, 4, 6, 1)),
   ],

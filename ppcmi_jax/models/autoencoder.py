@@ -1,15 +1,18 @@
 """The autoencoder of images and of masks, with three latents
 (arXiv 2603.05541).
 
-An encoder halves the input five times; its last three stages are the latents
-of the method, a dict of names to arrays:
+Each stage of an encoder halves the input; its last three are the latents of
+the method, a dict of names to arrays. With n stages, as they come or narrowed:
 
-    's3'  [B, H/8, W/8, widths[2]]
-    's4'  [B, H/16, W/16, widths[3]]
-    'b'   [B, H/32, W/32, widths[4]]
+            place                 of 5 stages, as published   of 4
+    's3'    [B, H/2^(n-2), ...]   [B, H/8, W/8, C]            [B, H/4, W/4, C]
+    's4'    [B, H/2^(n-1), ...]   [B, H/16, W/16, C]          [B, H/8, W/8, C]
+    'b'     [B, H/2^n, ...]       [B, H/32, W/32, C]          [B, H/16, W/16, C]
 
-A decoder doubles 'b' five times and takes 's4' and 's3' in on the way. Axes:
-B batch, H height, W width, C channels.
+Latents of four stages in half of their channels have as many numbers as those
+of five, on a grid twice as fine: small structures need places more than
+channels. A decoder doubles 'b' n times and takes 's4' and 's3' in on the way.
+Axes: B batch, H height, W width, C channels.
 
   >>> import functools, jax, jax.numpy as jnp
   >>> model = Autoencoder(channels=1, widths=(4, 4, 8, 8, 16))
@@ -31,7 +34,7 @@ from flax import linen as nn
 
 from ppcmi_jax.models import layers
 
-STRIDE = 32  # five stages of stride 2
+SCALES = ('s3', 's4', 'b')  # fine to coarse, of the last three stages
 
 
 def up_conv(
@@ -81,13 +84,16 @@ class Stage(nn.Module):
 
   Attributes:
     features: output channels.
-    upsampling: None to halve the sides, or how to double them (`up_conv`).
+    upsampling: None to divide the sides by the stride, or how to double them
+      (`up_conv`).
+    stride: of the convolution, where nothing is doubled.
     axis_name: pmap axis over which batch statistics are averaged, or None.
     dtype: what is computed in, such as bfloat16; None for that of the inputs.
   """
 
   features: int
   upsampling: str | None = None
+  stride: int = 2
   axis_name: str | None = None
   dtype: Any = None
 
@@ -96,7 +102,7 @@ class Stage(nn.Module):
     if self.upsampling is None:
       x = layers.conv(
         self.features,
-        strides=2,
+        strides=self.stride,
         use_bias=False,
         dtype=self.dtype,
         name='conv',
@@ -129,42 +135,57 @@ class Residual(nn.Module):
 
 
 class Encoder(nn.Module):
-  """Maps [B, H, W, C] to the latents s3, s4 and b; H and W divisible by 32.
+  """Maps [B, H, W, C] to latents; H and W divisible by 2 to the stages.
 
   Attributes:
-    widths: channels of the five stages.
+    widths: channels of the stages.
+    latent_widths: channels of s3, s4 and b, by a 1x1 convolution without bias,
+      BatchNorm and ReLU each; those of the stages as they are where empty.
+    full_size: whether a stage at full size comes first, as wide as the first.
     blocks: residual convolutions behind each stage; none as published.
     axis_name: pmap axis over which batch statistics are averaged, or None.
+    dtype: what is computed in, such as bfloat16; None for that of the inputs.
   """
 
   widths: Sequence[int] = (16, 32, 64, 128, 256)
+  latent_widths: Sequence[int] = ()
+  full_size: bool = False
   blocks: int = 0
   axis_name: str | None = None
   dtype: Any = None
 
   @nn.compact
   def __call__(self, x: jax.Array, *, train: bool) -> dict[str, jax.Array]:
-    if x.ndim != 4 or x.shape[1] % STRIDE or x.shape[2] % STRIDE:
+    side = 2 ** len(self.widths)
+    if x.ndim != 4 or x.shape[1] % side or x.shape[2] % side:
       raise ValueError(
-        f'image: expected [B, H, W, C] with H and W divisible by {STRIDE}, '
+        f'image: expected [B, H, W, C] with H and W divisible by {side}, '
         f'found shape {x.shape}; resize or pad the images first'
       )
-    stages = []
-    for i, width in enumerate(self.widths):
+    stages = [(1, self.widths[0])] if self.full_size else []
+    stages += [(2, width) for width in self.widths]
+    found = []
+    for i, (stride, width) in enumerate(stages, start=not self.full_size):
       x = Stage(
         width,
+        stride=stride,
         axis_name=self.axis_name,
         dtype=self.dtype,
-        name=f'stage{i + 1}',
+        name=f'stage{i}',
       )(x, train=train)
       for j in range(self.blocks):
-        x = Residual(self.axis_name, self.dtype, name=f'block{i + 1}_{j + 1}')(
+        x = Residual(self.axis_name, self.dtype, name=f'block{i}_{j + 1}')(
           x, train=train
         )
-      stages.append(x)
-    return layers.as_float32(
-      {'s3': stages[2], 's4': stages[3], 'b': stages[4]}, self.dtype
-    )
+      found.append(x)
+    latents = dict(zip(SCALES, found[-3:], strict=True))
+    for name, width in zip(SCALES, self.latent_widths):
+      z = nn.Conv(
+        width, (1, 1), use_bias=False, dtype=self.dtype, name=f'narrow_{name}'
+      )(latents[name])
+      z = layers.batch_norm(self, z, train=train, name=f'narrow_{name}_norm')
+      latents[name] = nn.relu(z)
+    return layers.as_float32(latents, self.dtype)
 
 
 class Decoder(nn.Module):
@@ -174,6 +195,8 @@ class Decoder(nn.Module):
     channels: output channels (of the image, or the number of classes).
     widths: the encoder's stage widths, mirrored here.
     skips: whether s4 and s3 are concatenated on the way up.
+    full_size: whether the last stage is at full size, and each as wide as the
+      encoder's of half of its sides; else logits come from half of the size.
     upsampling: 'bilinear' as published, or 'shuffle'; see `up_conv`.
     axis_name: pmap axis over which batch statistics are averaged, or None.
     dtype: what is computed in, such as bfloat16; None for that of the inputs.
@@ -182,6 +205,7 @@ class Decoder(nn.Module):
   channels: int
   widths: Sequence[int] = (16, 32, 64, 128, 256)
   skips: bool = True
+  full_size: bool = False
   upsampling: str = 'bilinear'
   axis_name: str | None = None
   dtype: Any = None
@@ -191,21 +215,28 @@ class Decoder(nn.Module):
     self, latents: Mapping[str, jax.Array], *, train: bool
   ) -> jax.Array:
     skips = {1: latents['s4'], 2: latents['s3']} if self.skips else {}
-    x = latents['b']
-    for i, width in enumerate((*self.widths[3::-1],), start=1):
+    x, widths = latents['b'], self.widths[::-1]
+    for i, width in enumerate(widths[not self.full_size :], start=1):
       x = Stage(
-        width, self.upsampling, self.axis_name, self.dtype, name=f'up{i}'
+        width,
+        self.upsampling,
+        axis_name=self.axis_name,
+        dtype=self.dtype,
+        name=f'up{i}',
       )(x, train=train)
       if i in skips:
         x = jnp.concatenate([x, skips[i]], axis=-1)
-    logits = up_conv(
-      x,
-      self.channels,
-      self.upsampling,
-      use_bias=True,
-      dtype=self.dtype,
-      name='out',
-    )
+    if self.full_size:
+      logits = layers.conv(self.channels, dtype=self.dtype, name='out')(x)
+    else:
+      logits = up_conv(
+        x,
+        self.channels,
+        self.upsampling,
+        use_bias=True,
+        dtype=self.dtype,
+        name='out',
+      )
     return layers.as_float32(logits, self.dtype)
 
 
@@ -217,7 +248,11 @@ class Autoencoder(nn.Module):
 
   Attributes:
     channels: channels in and out (1 or 3 for images, classes for masks).
-    widths: channels of the five encoder stages.
+    widths: channels of the encoder's stages, five as published.
+    latent_widths: channels of s3, s4 and b; those of the stages where empty,
+      as published.
+    full_size: whether the encoder begins and the decoder ends with a stage at
+      full size; not so as published.
     skips: whether the decoder takes s4 and s3 in.
     upsampling: of the decoder: 'bilinear' as published, or 'shuffle'.
     blocks: residual convolutions behind each stage of the encoder.
@@ -228,6 +263,8 @@ class Autoencoder(nn.Module):
 
   channels: int = 3
   widths: Sequence[int] = (16, 32, 64, 128, 256)
+  latent_widths: Sequence[int] = ()
+  full_size: bool = False
   skips: bool = True
   upsampling: str = 'bilinear'
   blocks: int = 0
@@ -236,11 +273,19 @@ class Autoencoder(nn.Module):
   dtype: Any = None
 
   def setup(self):
-    self.encoder = Encoder(self.widths, self.blocks, self.axis_name, self.dtype)
+    self.encoder = Encoder(
+      self.widths,
+      self.latent_widths,
+      self.full_size,
+      self.blocks,
+      self.axis_name,
+      self.dtype,
+    )
     self.decoder = Decoder(
       self.channels + self.num_classes,
       self.widths,
       self.skips,
+      self.full_size,
       self.upsampling,
       self.axis_name,
       self.dtype,

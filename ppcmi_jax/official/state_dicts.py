@@ -192,7 +192,7 @@ def _width(layer):
 @functools.lru_cache(maxsize=8)
 def _autoencoder_shapes(**options):
   """Returns {path: shape} of an Autoencoder and of its secret."""
-  model, side = autoencoder.Autoencoder(**options), autoencoder.STRIDE
+  model, side = autoencoder.Autoencoder(**options), 2 ** len(options['widths'])
   x = jax.ShapeDtypeStruct((1, side, side, options['channels']), jnp.float32)
 
   def init(key, x):

@@ -53,7 +53,12 @@ MAPPING_FIELDS = (
 # And what only the other one's training sees.
 OTHERS_FIELDS = {
   'image': ('mask_steps',),
-  'mask': ('image_blocks', 'image_steps', 'segmentation_weight'),
+  'mask': (
+    'image_blocks',
+    'image_full_size',
+    'image_steps',
+    'segmentation_weight',
+  ),
 }
 EXAMPLES = 'examples.npz'
 

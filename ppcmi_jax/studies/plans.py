@@ -31,6 +31,10 @@ def ablation(get_config: GetConfig, base: Any) -> list[Variant]:
   """Returns the method, and the method less one of its parts."""
   del get_config
   _check_private(base, 'ablation')
+  # A quarter of the places, twice as wide, is as much to compute.
+  widths, wider = base.autoencoder_widths, dict(base.mapping_options)
+  if 'widths' in wider:
+    wider['widths'] = tuple(2 * width for width in wider['widths'])
   changes = {
     'all parts': {},
     # These share their autoencoders with it.
@@ -48,10 +52,16 @@ def ablation(get_config: GetConfig, base: Any) -> list[Variant]:
       'mapping_options': {'width': 0.25, 'pooling': 'none'},
     },
     # These one of a client's two.
-    'image encoders as published': {'image_blocks': 0},
+    'no stage at full size': {'image_full_size': False},
+    'one convolution a stage': {'image_blocks': 0},
     'image encoders that segment less': {'segmentation_weight': 0.3},
     'image encoders that need not segment': {'segmentation_weight': 0.0},
     # And these none.
+    'latents half as fine, as published': {
+      'autoencoder_widths': (*widths, 2 * widths[-1]),
+      'latent_widths': (),
+      'mapping_options': wider,
+    },
     'bilinear decoders': {'upsampling': 'bilinear'},
     'no skips': {'skips': False},
   }
