@@ -44,7 +44,7 @@ SHUFFLES = 20
 # Of each network: what makes it small.
 SMALL = {
   'mapping': {'width': 0.1},
-  'fused_mapping': {'widths': (32, 48, 64)},
+  'fused_mapping': {'widths': (16, 24, 32)},
 }
 
 
