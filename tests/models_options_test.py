@@ -35,7 +35,7 @@ from ppcmi_jax.models import (
     ),
     (
       autoencoder.Autoencoder(
-        1, TINY[:4], (2, 2, 2), full_size=True, axis_name='batch'
+        1, TINY[:4], latent_widths=(2, 2, 2), full_size=True, axis_name='batch'
       ),
       shape(2, 32, 32, 1),
     ),

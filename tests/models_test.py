@@ -54,7 +54,7 @@ def test_blocks_and_classes_add_to_the_published_parts(blocks, num_classes):
 def test_four_stages_in_half_of_their_channels_are_as_many_numbers():
   x, widths, narrow = shape(2, 64, 96, 1), (16, 32, 64, 128), (16, 32, 64)
   model = autoencoder.Autoencoder(
-    1, widths, narrow, full_size=True, blocks=1, num_classes=3
+    1, widths, latent_widths=narrow, full_size=True, blocks=1, num_classes=3
   )
   latents, _ = abstract(model, x, method='encode')
   assert shapes_of(latents) == {

@@ -139,18 +139,18 @@ class Encoder(nn.Module):
 
   Attributes:
     widths: channels of the stages.
+    blocks: residual convolutions behind each stage; none as published.
     latent_widths: channels of s3, s4 and b, by a 1x1 convolution without bias,
       BatchNorm and ReLU each; those of the stages as they are where empty.
     full_size: whether a stage at full size comes first, as wide as the first.
-    blocks: residual convolutions behind each stage; none as published.
     axis_name: pmap axis over which batch statistics are averaged, or None.
     dtype: what is computed in, such as bfloat16; None for that of the inputs.
   """
 
   widths: Sequence[int] = (16, 32, 64, 128, 256)
+  blocks: int = 0
   latent_widths: Sequence[int] = ()
   full_size: bool = False
-  blocks: int = 0
   axis_name: str | None = None
   dtype: Any = None
 
@@ -195,9 +195,9 @@ class Decoder(nn.Module):
     channels: output channels (of the image, or the number of classes).
     widths: the encoder's stage widths, mirrored here.
     skips: whether s4 and s3 are concatenated on the way up.
+    upsampling: 'bilinear' as published, or 'shuffle'; see `up_conv`.
     full_size: whether the last stage is at full size, and each as wide as the
       encoder's of half of its sides; else logits come from half of the size.
-    upsampling: 'bilinear' as published, or 'shuffle'; see `up_conv`.
     axis_name: pmap axis over which batch statistics are averaged, or None.
     dtype: what is computed in, such as bfloat16; None for that of the inputs.
   """
@@ -205,8 +205,8 @@ class Decoder(nn.Module):
   channels: int
   widths: Sequence[int] = (16, 32, 64, 128, 256)
   skips: bool = True
-  full_size: bool = False
   upsampling: str = 'bilinear'
+  full_size: bool = False
   axis_name: str | None = None
   dtype: Any = None
 
@@ -249,35 +249,35 @@ class Autoencoder(nn.Module):
   Attributes:
     channels: channels in and out (1 or 3 for images, classes for masks).
     widths: channels of the encoder's stages, five as published.
-    latent_widths: channels of s3, s4 and b; those of the stages where empty,
-      as published.
-    full_size: whether the encoder begins and the decoder ends with a stage at
-      full size; not so as published.
     skips: whether the decoder takes s4 and s3 in.
     upsampling: of the decoder: 'bilinear' as published, or 'shuffle'.
     blocks: residual convolutions behind each stage of the encoder.
     num_classes: K classes that the decoder tells, too; 0 as published.
+    latent_widths: channels of s3, s4 and b; those of the stages where empty,
+      as published.
+    full_size: whether the encoder begins and the decoder ends with a stage at
+      full size; not so as published.
     axis_name: pmap axis over which batch statistics are averaged, or None.
     dtype: what is computed in, such as bfloat16; None for that of the inputs.
   """
 
   channels: int = 3
   widths: Sequence[int] = (16, 32, 64, 128, 256)
-  latent_widths: Sequence[int] = ()
-  full_size: bool = False
   skips: bool = True
   upsampling: str = 'bilinear'
   blocks: int = 0
   num_classes: int = 0
+  latent_widths: Sequence[int] = ()
+  full_size: bool = False
   axis_name: str | None = None
   dtype: Any = None
 
   def setup(self):
     self.encoder = Encoder(
       self.widths,
+      self.blocks,
       self.latent_widths,
       self.full_size,
-      self.blocks,
       self.axis_name,
       self.dtype,
     )
@@ -285,8 +285,8 @@ class Autoencoder(nn.Module):
       self.channels + self.num_classes,
       self.widths,
       self.skips,
-      self.full_size,
       self.upsampling,
+      self.full_size,
       self.axis_name,
       self.dtype,
     )
