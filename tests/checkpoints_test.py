@@ -186,18 +186,18 @@ def test_an_unfinished_write_is_no_step(directory):
 
 
 @pytest.mark.parametrize(
-  'other',
+  'change',
   [
-    {'weights': np.zeros(3)},
-    state_of(3)._replace(opt_state=()),
-    state_of(3)._replace(step=jnp.zeros(2, jnp.int32)),
-    state_of(3)._replace(step=jnp.float32(3)),
-    state_of(3)._replace(variables={}),
+    lambda state: {'weights': np.zeros(3)},
+    lambda state: state._replace(opt_state=()),
+    lambda state: state._replace(step=jnp.zeros(2, jnp.int32)),
+    lambda state: state._replace(step=jnp.float32(3)),
+    lambda state: state._replace(variables={}),
   ],
   ids=['dict', 'leaf missing', 'shape', 'dtype', 'branch missing'],
 )
-def test_a_state_of_another_structure_is_passed_over(tmp_path, other):
-  save(tmp_path, {2: state_of(2), 3: other})
+def test_a_state_of_another_structure_is_passed_over(tmp_path, change):
+  save(tmp_path, {2: state_of(2), 3: change(state_of(3))})
   state, warnings = restore(tmp_path)
   assert_states_equal(state, state_of(2))
   assert len(warnings) == 1 and str(tmp_path / '3') in warnings[0]

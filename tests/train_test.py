@@ -205,7 +205,7 @@ def train_server_alone(reference, workdir):
   )
   (workdir / 'secrets').chmod(0o700)
   config = smoke.get_config()
-  shapes = {'s3': (4, 8), 's4': (2, 8), 'b': (1, 8)}
+  shapes = {'s3': (8, 4), 's4': (4, 4), 'b': (2, 4)}
   latents = {
     modality: {
       scale: jax.ShapeDtypeStruct((1, side, side, channels), np.float32)
