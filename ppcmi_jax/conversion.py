@@ -68,6 +68,12 @@ def check(config: Any) -> None:
         f'{field}: expected {" or ".join(map(repr, allowed))}, which the '
         f'official code has, found {config[field]!r}; {todo}'
       )
+  stages = len(config.autoencoder_widths)
+  if stages != 5:
+    raise ValueError(
+      'autoencoder_widths: expected 5 stages, which the official code has, '
+      f'found {stages}; {todo}'
+    )
   pooling = config.mapping_options.get('pooling', 'pyramid')
   if pooling != 'official':
     raise ValueError(

@@ -253,7 +253,10 @@ def test_an_existing_workdir_is_left_alone(config, converted, tmp_path):
   [
     ('protection', 'klt'),
     ('upsampling', 'shuffle'),
+    ('autoencoder_widths', (2, 3, 4, 5)),
+    ('latent_widths', (2, 3, 4)),
     ('image_blocks', 1),
+    ('image_full_size', True),
     ('segmentation_weight', 0.3),
     ('mapping_options', {'width': 0.02, 'pooling': 'pyramid'}),
   ],
