@@ -14,9 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from ppcmi_jax.models import layers, mapping
-
-SCALES = ('s3', 's4', 'b')  # fine to coarse
+from ppcmi_jax.models import autoencoder, layers, mapping
 
 
 class ResidualBlock(nn.Module):
@@ -107,7 +105,7 @@ class FusedMapping(nn.Module):
       return x
 
     skips, x = {}, None
-    for scale, features in zip(SCALES, self.widths, strict=True):
+    for scale, features in zip(autoencoder.SCALES, self.widths, strict=True):
       z = latents[scale]
       if x is not None:
         z = jnp.concatenate([layers.max_pool(x), z], -1)
@@ -124,7 +122,9 @@ class FusedMapping(nn.Module):
     )(x)
 
     outputs = {}
-    for scale, features in zip(SCALES[::-1], self.widths[::-1], strict=True):
+    for scale, features in zip(
+      autoencoder.SCALES[::-1], self.widths[::-1], strict=True
+    ):
       skip = skips[scale]
       shape = (*skip.shape[:3], x.shape[-1])
       x = jax.image.resize(x, shape, method='bilinear')

@@ -57,7 +57,7 @@ def ablation(get_config: GetConfig, base: Any) -> list[Variant]:
     'image encoders that segment less': {'segmentation_weight': 0.3},
     'image encoders that need not segment': {'segmentation_weight': 0.0},
     # And these none.
-    'latents half as fine, as published': {
+    'latents half as fine': {
       'autoencoder_widths': (*widths, 2 * widths[-1]),
       'latent_widths': (),
       'mapping_options': wider,
