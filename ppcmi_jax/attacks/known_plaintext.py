@@ -67,13 +67,7 @@ def fit(
 
 
 def _fit_scale(z, w, permuted):
-  order = np.arange(z.shape[1])
-  if permuted:
-    features = [
-      np.concatenate([alignment.profiles(one) for one in t], axis=1)
-      for t in (z, w)
-    ]
-    order = alignment.match(*features)
+  order = alignment.match_profiles(z, w) if permuted else np.arange(z.shape[1])
   isometry = _fit_rows(z, w, order)
   for _ in range(_REFINEMENTS if permuted else 0):
     back = alignment.rotate_back(isometry, w)

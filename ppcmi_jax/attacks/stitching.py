@@ -105,11 +105,7 @@ def _fit_scale(other, own, permuted):
   shape, x, y = other.shape, alignment.flatten(other), alignment.flatten(own)
   order = np.arange(x.shape[1])
   if permuted:
-    features = [
-      np.concatenate([_scaled(alignment.profiles(one)) for one in t], axis=1)
-      for t in (y, x)
-    ]
-    order = alignment.match(*features)
+    order = alignment.match_profiles(y, x, scaled=True)
     for _ in range(_REFINEMENTS):
       fit, _ = _ridge(x, y[:, order], 1)
       rematched = alignment.match(
@@ -142,10 +138,6 @@ def _windows(x, side):
     for j in range(side)
   ]
   return alignment.flatten(np.concatenate(shifted, axis=-1))
-
-
-def _scaled(profiles):
-  return profiles / (profiles.mean() + np.finfo(float).tiny)
 
 
 def _apply(s, x):
