@@ -104,7 +104,7 @@ class Workdir:
         'run train.py with this --workdir first'
       )
     try:
-      self.path.mkdir(parents=True, exist_ok=True)
+      self.path.mkdir(mode=0o700, parents=True, exist_ok=True)  # patients' data
       self.secrets.mkdir(mode=0o700, parents=True, exist_ok=True)
       self.secrets.chmod(0o700)
       if not config_path.exists():

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import shutil
 
 import numpy as np
@@ -62,9 +63,9 @@ def toy(tmp_path, monkeypatch):
 
 
 def test_examples_come_back_as_they_were(toy):
-  _, prepare, warnings = toy
+  _, prepare, _ = toy
   source = prepare()
-  assert len(source) == 4 and not warnings
+  assert len(source) == 4
   assert [source[i]['case'] for i in range(4)] == [b'0', b'1', b'2', b'3']
   np.testing.assert_array_equal(
     source[2]['image'][..., 0], np.arange(12).reshape(3, 4) + 2
@@ -72,6 +73,23 @@ def test_examples_come_back_as_they_were(toy):
   assert source[2]['image'].dtype == source[2]['mask'].dtype == np.uint8
   np.testing.assert_array_equal(source[0]['mask'].ravel(), np.arange(12) > 5)
   assert source[0]['spacing_mm'].tolist() == [1.0, 2.0]
+
+
+def test_the_copy_is_for_the_owner_only_and_said_once(toy, tmp_path, caplog):
+  _, prepare, _ = toy
+  before = os.umask(0o022)
+  try:
+    prepare()
+    prepare()
+    assert os.umask(0o022) == 0o022
+  finally:
+    os.umask(before)
+  (found,) = re.findall(r'now lie in (\S+),', caplog.text)
+  folder = pathlib.Path(found)
+  assert folder.is_relative_to(tmp_path / 'data')
+  assert list(folder.glob('*array_record*'))
+  for path in (folder, *folder.rglob('*')):
+    assert not path.stat().st_mode & 0o077, path
 
 
 def test_prepared_data_are_found_without_the_folder(toy):

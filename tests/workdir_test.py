@@ -178,12 +178,13 @@ def test_a_full_disk_leaves_no_half_configuration(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize('umask', [0o000, 0o022, 0o077])
-def test_secrets_are_for_the_owner_only(tmp_path, umask):
+def test_a_run_is_for_the_owner_only(tmp_path, umask):
   before = os.umask(umask)
   try:
     folder = workdir.Workdir(tmp_path / 'run', CONFIG)
   finally:
     os.umask(before)
+  assert stat.S_IMODE(folder.path.stat().st_mode) == 0o700
   assert stat.S_IMODE(folder.secrets.stat().st_mode) == 0o700
 
 

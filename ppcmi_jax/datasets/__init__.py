@@ -22,9 +22,10 @@ is a dict of
 comes from a folder of the user is built on `manual`.
 """
 
+import contextlib
 import dataclasses
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import tensorflow_datasets as tfds
@@ -117,8 +118,17 @@ def prepare(
   finally:
     logger.removeFilter(_is_news)
   tfds.disable_progress_bar()  # it prints a bar for every shard
-  builder.download_and_prepare()
+  is_new = not os.path.exists(builder.data_path)
+  with _for_the_owner_only() if is_manual else contextlib.nullcontext():
+    builder.download_and_prepare()
   if is_manual:
+    if is_new:
+      logging.warning(
+        '%s: its images and masks now lie in %s, too, in clear and open to you '
+        'alone; delete that folder with the data',
+        name,
+        builder.data_path,
+      )
     skipped = manual.read_note(builder)['skipped']
     for record, reason in list(skipped.items())[:10]:
       warn(f'{name}: skipped {record}: {reason}')
@@ -128,6 +138,15 @@ def prepare(
         f'{os.path.join(builder.data_path, manual.NOTE)}'
       )
   return builder
+
+
+@contextlib.contextmanager
+def _for_the_owner_only() -> Iterator[None]:
+  before = os.umask(0o077)
+  try:
+    yield
+  finally:
+    os.umask(before)
 
 
 def _is_news(record: Any) -> bool:

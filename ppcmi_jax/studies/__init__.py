@@ -296,7 +296,8 @@ def _reuse_autoencoders(variant, root) -> None:
 
   wanted = workdir.essence(variant.config.to_dict())
   names = variant.config.clients
-  target = _folder(root, variant) / 'checkpoints'
+  run = _folder(root, variant)
+  target = run / 'checkpoints'
   for (folder, config), modality in itertools.product(
     _runs(root), client.MODALITIES
   ):
@@ -307,6 +308,7 @@ def _reuse_autoencoders(variant, root) -> None:
       if (names and name not in names) or (target / source.name).exists():
         continue
       partial = target.with_name(f'{source.name}.partial')
+      run.mkdir(mode=0o700, parents=True, exist_ok=True)
       shutil.rmtree(partial, ignore_errors=True)
       shutil.copytree(source, partial)
       target.mkdir(parents=True, exist_ok=True)
