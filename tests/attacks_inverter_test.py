@@ -209,7 +209,7 @@ def test_ridge_predicts_left_out_groups_without_them(each):
       rest = group != group[i]
       gram = x[rest].T @ x[rest] + penalty * np.eye(5)
       direct.append(x[i] @ np.linalg.solve(gram, x[rest].T @ y[rest]))
-    gaps.append(np.abs(np.array(direct) - left_out).max())
+    gaps.append(np.abs(np.array(direct) - left_out(x, group)).max())
   assert min(gaps) < 1e-6
 
 
@@ -217,7 +217,7 @@ def test_ridge_on_noise_predicts_zero_or_nearly():
   rng = np.random.default_rng(0)
   x, y = rng.normal(size=(50, 20)), rng.normal(size=(50, 3))
   ridge, left_out = dual_ridge.fit(x, y, np.arange(50), rng)
-  assert np.mean((y - left_out) ** 2) <= np.mean(y**2)
+  assert np.mean((y - left_out(x, np.arange(50))) ** 2) <= np.mean(y**2)
   assert np.mean(ridge(rng.normal(size=(50, 20))) ** 2) < 0.1
 
 
@@ -228,8 +228,8 @@ def test_twins_do_not_foretell_each_other():
   pairs = np.arange(40) // 2
   _, alone = dual_ridge.fit(x, y, np.arange(40), rng)
   ridge, together = dual_ridge.fit(x, y, pairs, rng)
-  assert np.mean((y - alone) ** 2) < 0.1 * np.mean(y**2)
-  assert np.mean((y - together) ** 2) >= 0.8 * np.mean(y**2)
+  assert np.mean((y - alone(x, np.arange(40))) ** 2) < 0.1 * np.mean(y**2)
+  assert np.mean((y - together(x, pairs)) ** 2) >= 0.8 * np.mean(y**2)
   assert np.mean(ridge(rng.normal(size=(50, 200))) ** 2) < 0.1
 
 
@@ -255,8 +255,35 @@ def test_ridge_takes_some_of_many_rows(monkeypatch):
   rng = np.random.default_rng(0)
   x = rng.normal(size=(500, 2))
   ridge, left_out = dual_ridge.fit(x, x, np.arange(500), rng)
-  np.testing.assert_allclose(left_out, x, atol=0.05)
+  np.testing.assert_allclose(left_out(x, np.arange(500)), x, atol=0.05)
   np.testing.assert_allclose(ridge(np.eye(2)), np.eye(2), atol=0.02)
+
+
+def test_rows_that_were_not_drawn_are_left_out_with_their_group(monkeypatch):
+  monkeypatch.setattr(dual_ridge, '_LARGEST', 200)
+  rng = np.random.default_rng(0)
+  each = np.repeat(np.arange(8), 100)  # noise, but alike within a group
+  x, y = (rng.normal(size=(8, n))[each] for n in (300, 3))
+  x = x + 0.1 * rng.normal(size=x.shape)
+  y = y - y.mean(0)
+  _, left_out = dual_ridge.fit(x, y, np.arange(800), rng)  # each by itself
+  assert np.mean((y - left_out(x, np.arange(800))) ** 2) < 0.1 * np.mean(y**2)
+  _, left_out = dual_ridge.fit(x, y, each, rng)
+  assert np.mean((y - left_out(x, each)) ** 2) >= 0.8 * np.mean(y**2)
+
+
+def test_positions_are_learnt_from_all_images(monkeypatch):
+  """They came from the first images alone, as many as fit in memory."""
+  monkeypatch.setattr(inverter, '_ROWS', 256)
+  rng = np.random.default_rng(0)
+  z = rng.normal(size=(40, 8, 8, 2)).astype(np.float32)
+  z[:8] = 0  # there is nothing to learn
+  images = np.repeat(np.repeat(z[..., :1], 2, 1), 2, 2)
+  inputs = {'s3': z, 'prior': np.zeros((40, 8, 8, 4), np.float32)}
+  _, _, guess = inverter._linear(
+    inputs, images, np.arange(40), np.ones(40, bool), rng
+  )
+  assert np.mean((images - guess) ** 2) < 0.1 * np.mean(images**2)
 
 
 def test_cells_and_back():

@@ -50,7 +50,7 @@ from ppcmi_jax.models import layers
 
 FEW_PAIRS = 5  # of different images; below, no decoder is trained
 _FOLDS = 5
-_ROWS = 8192  # positions at a time, to bound memory
+_ROWS = 8192  # positions at a time, and to learn from, to bound memory
 
 
 class Decoder(nn.Module):
@@ -278,24 +278,43 @@ def _linear(z, target, source, judges, rng):
     return np.concatenate(parts, axis=1)
 
   def fit_one(names, features, split, join, at_once):
-    def apply(z):
-      parts = range(0, len(z['prior']), at_once)
-      rows = (examples.take(z, slice(i, i + at_once)) for i in parts)
-      return np.concatenate([join(predict(features(part))) for part in rows])
-
-    some, first = {k: z[k] for k in names}, slice(at_once)
-    x, y = features(examples.take(some, first)), split(target[first])
-    fold = _folds(source[first], judges[first])
-    each = len(x) // len(fold)
+    some, fold = {k: z[k] for k in names}, _folds(source, judges)
+    parts = [slice(i, i + at_once) for i in range(0, len(target), at_once)]
+    each = len(features(examples.take(some, slice(1))))
     group = np.repeat(fold, each)
     if fold.max() == 0 and each > 1:  # neighbours foretell each other
       row, column = np.indices(sides) * 2 // np.reshape(sides, (2, 1, 1))
       group = np.tile((2 * row + column).ravel(), len(fold))
-    predict, left_out = dual_ridge.fit(
-      x, y, group, rng, judged=np.repeat(judges[first], each)
+    group = group.reshape(len(fold), each)
+    # A position is drawn from all images alike.
+    count = max(1, _ROWS // len(fold)) if each > 1 else 1
+    drawn = np.argsort(rng.random(group.shape), axis=1)[:, :count]
+    pick = lambda rows, part: np.take_along_axis(
+      rows.reshape(len(drawn[part]), each, -1), drawn[part, :, None], axis=1
+    ).reshape(drawn[part].size, -1)
+    x, y, of = (
+      np.concatenate([pick(rows(part), part) for part in parts])
+      for rows in (
+        lambda part: features(examples.take(some, part)),
+        lambda part: split(target[part]),
+        lambda part: group[part].reshape(-1, 1),
+      )
     )
-    guess = apply(some)
-    guess[first] = join(left_out)
+    predict, left_out = dual_ridge.fit(
+      x, y, of[:, 0], rng, judged=np.repeat(judges, drawn.shape[1])
+    )
+
+    def apply(z):
+      each = range(0, len(z['prior']), at_once)
+      rows = (examples.take(z, slice(i, i + at_once)) for i in each)
+      return np.concatenate([join(predict(features(part))) for part in rows])
+
+    guess = np.concatenate(
+      [
+        join(left_out(features(examples.take(some, part)), group[part].ravel()))
+        for part in parts
+      ]
+    )
     error = np.sum(np.square(target - guess)[judges])
     return error, (names, apply, guess)
 
