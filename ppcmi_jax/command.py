@@ -57,14 +57,19 @@ def get_config(method: str) -> Any:
   path = config_flags.get_config_filename(flags.FLAGS['config'])
   config = _load(path).get_config(method)
   overrides = config_flags.get_override_values(flags.FLAGS['config'])
+  has = {name for name, _ in _fields(config)}
   config.update_from_flattened_dict(
-    {
-      name: value
-      for name, value in overrides.items()
-      if name.partition('.')[0] in config
-    }
+    {name: value for name, value in overrides.items() if name in has}
   )
   return config
+
+
+def _fields(config, prefix=''):
+  """Yields all that flags can name, 'mapping_options.widths' too."""
+  for name, value in config.items():
+    yield prefix + name, value
+    if hasattr(value, 'items'):
+      yield from _fields(value, f'{prefix}{name}.')
 
 
 def run(

@@ -282,7 +282,11 @@ def evaluate(
   """
   names = choose(config, names)
   folder = workdir.Workdir(path, config.to_dict(), create=False)
-  file = folder.path / 'eval' / RESULTS
+  with folder.evaluation_lock():
+    return _evaluate(config, folder.path / 'eval' / RESULTS, run, names)
+
+
+def _evaluate(config, file, run, names):
   results = {'method': config.method, 'environment': {}}
   if file.exists():
     results |= workdir.read_object(file, 'delete it and run eval.py again')

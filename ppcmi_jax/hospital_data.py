@@ -47,7 +47,8 @@ def load(config: Any, workdir: workdir_lib.Workdir) -> Data:
   """Reads, splits and partitions the data set that a configuration names.
 
   Raises:
-    ValueError: an unknown data set or split, a split or client without data.
+    ValueError: an unknown data set or split, a split or client without data, or
+      another split than what is there was trained by.
   """
   examples, class_names = input_pipeline.load(
     config.dataset,
@@ -60,8 +61,7 @@ def load(config: Any, workdir: workdir_lib.Workdir) -> Data:
     warn=logging.warning,
   )
   names, subject, known = _split(config, examples)
-  if processes.is_first():
-    splits.write_split(workdir.path / 'split.csv', examples, names)
+  _keep_split(workdir, splits.split_csv(examples, names))
   examples = examples._replace(subject=subject)
   hospitals = partitions.partition(
     examples,
@@ -94,6 +94,24 @@ def load(config: Any, workdir: workdir_lib.Workdir) -> Data:
     subjects_are_known=known,
     table=partitions.table(hospitals, class_names),
   )
+
+
+def _keep_split(workdir, text):
+  """Writes split.csv; who has trained by another one is refused."""
+  path = workdir.path / 'split.csv'
+  is_trained = (workdir.path / 'checkpoints').exists()
+  if is_trained and path.exists():
+    before = path.read_text(encoding='utf-8').splitlines()
+    differing = len(set(before) ^ set(text.splitlines()))
+    if differing:
+      raise ValueError(
+        f'{path}: expected the cases and splits that this run was trained by, '
+        f'found data that differ in {differing} lines, so that scores would be '
+        'of cases it has seen; give it the data that it had, or choose another '
+        '--workdir'
+      )
+  elif processes.is_first():
+    workdir_lib.write_text(path, text)
 
 
 def _split(config, examples) -> tuple[np.ndarray, np.ndarray, bool]:

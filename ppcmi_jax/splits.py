@@ -2,7 +2,7 @@
 
     subject = together(examples, mode='content')
     splits = split(examples, mode='content', subject=subject, seed=0)
-    write_split('split.csv', examples, splits)
+    pathlib.Path('split.csv').write_text(split_csv(examples, splits))
     read_split('split.csv', examples)                       # the same again
 
 What belongs together (a subject's slices, a video's frames) is never on two
@@ -10,6 +10,7 @@ sides; only 'blocks' and 'official' break that, and say so. N examples.
 """
 
 import csv
+import io
 import os
 
 import numpy as np
@@ -197,20 +198,17 @@ def _blocks(examples, fractions):
   return result
 
 
-def write_split(
-  path: str | os.PathLike, examples: Examples, splits: np.ndarray
-) -> None:
-  """Writes a CSV of case, subject, site and split, one row an example."""
-  with open(path, 'w', newline='', encoding='utf-8') as file:
-    writer = csv.writer(file, lineterminator='\n')
-    writer.writerow(COLUMNS)
-    writer.writerows(
-      zip(examples.case, examples.subject, examples.site, splits)
-    )
+def split_csv(examples: Examples, splits: np.ndarray) -> str:
+  """Returns a CSV of case, subject, site and split, one row an example."""
+  text = io.StringIO(newline='')
+  writer = csv.writer(text, lineterminator='\n')
+  writer.writerow(COLUMNS)
+  writer.writerows(zip(examples.case, examples.subject, examples.site, splits))
+  return text.getvalue()
 
 
 def read_split(path: str | os.PathLike, examples: Examples) -> np.ndarray:
-  """Returns the split that a file of `write_split` gives each example.
+  """Returns the split that a file of `split_csv` gives each example.
 
   Args:
     path: of a CSV with the columns case, subject, site and split, in any order

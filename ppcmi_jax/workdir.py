@@ -156,13 +156,23 @@ class Workdir:
       yield
 
   @contextlib.contextmanager
-  def _locked(self):
-    with open(self.path / '.lock', 'w') as file:
+  def evaluation_lock(self):
+    """Holds the results for one evaluation; a training may go on beside it.
+
+    Raises:
+      ValueError: another process evaluates in the folder.
+    """
+    with self._locked('.eval.lock', 'evaluates'):
+      yield
+
+  @contextlib.contextmanager
+  def _locked(self, name='.lock', doing='trains'):
+    with open(self.path / name, 'w') as file:
       try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
       except OSError:
         raise ValueError(
-          f'workdir {self.path}: another process trains in it; wait for it or '
+          f'workdir {self.path}: another process {doing} in it; wait for it or '
           'choose another --workdir'
         ) from None
       yield

@@ -1,10 +1,14 @@
 """Tests of figures/attacks.py: its rows, its columns, what is left blank."""
 
+import types
+
 import numpy as np
 import pytest
 import sheet_layout
 
 from ppcmi_jax.figures import attacks
+from ppcmi_jax.privacy import notebook
+from ppcmi_jax.report import pictures
 
 PROTECTIONS = ('none', 'klt', 'klt, fresh keys', 'sealed')
 LABELS = {'known': 'known plaintext', 'outline': 'outline', 'seed': 'seeds'}
@@ -75,3 +79,15 @@ def test_drawings_of_other_sizes_are_refused(tmp_path):
     attacks.draw_attacks(
       tmp_path / 'figure.png', examples, labels=LABELS, protections=PROTECTIONS
     )
+
+
+def test_a_report_of_the_server_alone_draws_no_attacker(tmp_path):
+  (tmp_path / 'eval').mkdir()
+  np.savez(tmp_path / 'eval' / notebook.EXAMPLES, truth=np.zeros((1, 4, 4, 1)))
+  case = types.SimpleNamespace(spacing_mm=np.ones((1, 2)))
+  run = types.SimpleNamespace(
+    data=types.SimpleNamespace(hospitals={'a': {'test': case}})
+  )
+  result = {'attacks': {}, 'setting': {'victim': 'a'}, 'server': {}}
+  config = types.SimpleNamespace(distance_unit='mm')
+  assert pictures._attacks(config, run, result, tmp_path) == []

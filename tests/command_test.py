@@ -3,6 +3,7 @@
 import pytest
 import scripts
 
+from configs import smoke
 from ppcmi_jax import command, processes
 
 
@@ -85,6 +86,13 @@ def test_unknown_nested_field_is_one_line(script, tmp_path):
 def test_unknown_field_of_the_default_configuration_is_one_line():
   process = scripts.start('train.py', '--config.nonsense=1')
   assert "no field 'nonsense'" in scripts.refused(process)
+
+
+def test_a_field_is_known_by_its_whole_name():
+  names = dict(command._fields(smoke.get_config()))
+  assert 'mapping_options.widths' in names and 'pretrained.image' in names
+  names = dict(command._fields(smoke.get_config('unet')))
+  assert 'pretrained.segmentation' in names and 'pretrained.image' not in names
 
 
 def test_unwritable_workdir_is_one_line(script, tmp_path):

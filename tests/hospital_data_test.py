@@ -83,6 +83,24 @@ def test_another_training_is_tested_on_the_same_cases(
   assert cases('split', split_seed=1) != first
 
 
+def test_a_run_keeps_the_split_that_it_was_trained_by(config, tmp_path):
+  config = changed(config, dataset='phantom', split='subjects', image_size=16)
+  config.dataset_options = {'num_subjects': 15, 'size': 32}
+  load(config, tmp_path)
+  path = tmp_path / 'split.csv'
+  text = path.read_text()
+  path.write_text(text.replace('test', 'train', 1))
+  load(config, tmp_path)  # nothing was trained by it
+  assert path.read_text() == text
+  (tmp_path / 'checkpoints').mkdir()
+  load(config, tmp_path)
+  other = text.replace('test', 'train', 1)
+  path.write_text(other)
+  with pytest.raises(ValueError, match='data that differ in 2 lines') as error:
+    load(config, tmp_path)
+  assert '\n' not in str(error.value) and path.read_text() == other
+
+
 @pytest.fixture
 def frames(tmp_path):
   """Returns the configuration of a folder with 12 videos of 4 frames."""

@@ -32,7 +32,7 @@ def patch(monkeypatch):
   def apply(num_subjects):
     contributions = make_contributions(num_subjects)
     monkeypatch.setattr(members, '_contributions', lambda *_: contributions)
-    decode = lambda latents, mask, client: np.ones(len(mask))
+    decode = lambda client, part: np.ones(len(part[1]))
     monkeypatch.setattr(members, '_decoder', lambda *_: decode)
 
   return apply

@@ -226,6 +226,14 @@ def test_visits_are_real_where_there_are_any():
   assert found.note == 'images of the data set' and len(found.image) == 20
 
 
+@pytest.mark.parametrize('num_subjects, each', [(100, 2), (9, 40), (100, 1)])
+def test_visits_are_thinned_by_subject(num_subjects, each):
+  found = collect(num_subjects, each, augment={'gain': 0.3})
+  names, count = np.unique(found.subject, return_counts=True)
+  assert len(found.image) == len(found.subject) <= 60
+  assert len(names) >= visits.LEAST_SUBJECTS and count.min() >= 2
+
+
 def test_phantoms_are_visited_again():
   options = {'num_subjects': 8, 'size': 32}
   found = collect(
@@ -289,6 +297,12 @@ def test_a_campaign_resumes_and_keeps_its_drawings(patched, tmp_path, capsys):
   assert again == first
   with np.load(tmp_path / notebook.EXAMPLES) as drawn:
     assert drawn['known_plaintext_1|klt'].shape == drawn['truth'].shape
+  # Damaged: attacked anew.
+  options['attacks'] = some
+  drawings = (tmp_path / notebook.EXAMPLES).read_bytes()
+  (tmp_path / notebook.EXAMPLES).write_bytes(drawings[: len(drawings) // 2])
+  campaign.privacy(None, run_of(), folder=tmp_path, server_scales=(), **options)
+  assert (tmp_path / notebook.EXAMPLES).read_bytes() == drawings
   # Other networks: nothing of it counts.
   options['attacks'] = some
   (tmp_path / notebook.RESULTS).write_text('{')
@@ -319,9 +333,10 @@ def test_attacks_one_by_one_make_one_table(patched, tmp_path, monkeypatch):
   assert campaign.choose(['server']) == {'attacks': {}, 'server_scales': None}
 
 
-def test_an_attack_that_diverges_ends_itself_only(patched):
+@pytest.mark.parametrize('error', [FloatingPointError, ValueError])
+def test_an_attack_that_fails_ends_itself_only(patched, error):
   def diverge(setting, protection):
-    raise FloatingPointError('the held-out loss is not finite')
+    raise error('the held-out loss is not finite')
 
   attack = campaign.ATTACKS['linking']._replace(run=diverge)
   found = campaign.privacy(

@@ -115,6 +115,19 @@ def test_a_start_under_way_keeps_its_configuration(tmp_path):
   assert json.loads((tmp_path / 'config.json').read_text())['seed'] == 1
 
 
+def test_one_evaluation_at_a_time_beside_a_training(tmp_path):
+  before = workdir.Workdir(tmp_path, CONFIG)
+  with before.lock(), before.evaluation_lock():
+    again = workdir.Workdir(tmp_path, CONFIG, create=False)
+    with (
+      pytest.raises(ValueError, match='another process evaluates in it'),
+      again.evaluation_lock(),
+    ):
+      pass
+  with again.evaluation_lock():
+    pass
+
+
 def test_a_field_that_is_gone_is_named(tmp_path):
   workdir.Workdir(tmp_path, CONFIG).log({'loss': 0.5})
   less = {k: v for k, v in CONFIG.items() if k != 'seed'}

@@ -76,7 +76,9 @@ def recover_unpaired(z: np.ndarray, reference: np.ndarray) -> np.ndarray:
     of b's 16; from one message hardly more than by chance.
   """
   one, another = _statistics(reference), _statistics(z)
-  cost = np.mean(np.square(one[0][:, None] - another[0][None]), axis=-1)
+  squares = [np.sum(np.square(a[0]), axis=1) for a in (one, another)]
+  cost = squares[0][:, None] + squares[1] - 2 * one[0] @ another[0].T
+  cost /= one[0].shape[1]
   count = len(cost)
   place = optimize.linear_sum_assignment(cost)[1]
   share = np.full(cost.shape, 0.5 / count)

@@ -259,8 +259,8 @@ def _server(scale):
 def _run(attack, setting, protection):
   try:
     return attack.run(setting, protection)
-  except FloatingPointError as error:  # of the attacker's own training
-    return cells.missing(str(error)), None
+  except (FloatingPointError, ValueError, np.linalg.LinAlgError) as error:
+    return cells.missing(str(error)), None  # the other attacks go on
 
 
 def _describe(cell, unit):

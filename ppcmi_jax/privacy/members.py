@@ -39,6 +39,7 @@ from ppcmi_jax.privacy import visits
 
 NUM_MODELS = 16
 MOST_STEPS = 600
+_BATCH = 64
 OVERFIT_SUBJECTS, OVERFIT_STEPS = 24, 300
 SHUFFLES = 20
 # Of each network: what makes it small.
@@ -157,15 +158,18 @@ def _contributions(config, run):
   models_of = run.autoencoders
 
   @jax.jit
-  def encode(image_variables, mask_variables, image, mask):
+  def encode(image_variables, mask_variables, pair):
+    image, mask = pair
     apply = lambda model, variables, x: model.apply(
       variables, x, train=False, method='encode'
     )
     one_hot = jax.nn.one_hot(mask, run.data.num_classes)
-    return {
+    latents = {
       'image': apply(models_of.image_model, image_variables, image),
       'mask': apply(models_of.mask_model, mask_variables, one_hot),
     }
+    # As the server holds them.
+    return jax.tree.map(lambda z: z.astype(jnp.float16), latents)
 
   first = 0
   for number, (name, hospital) in enumerate(run.hospitals.items()):
@@ -178,7 +182,9 @@ def _contributions(config, run):
       if turn:
         pair = visits.augmented(config, np.asarray(image), mask, seed=seed)
       state = hospital.state
-      latents = jax.device_get(encode(state.image, state.mask, *pair))
+      latents = examples_lib.map_batches(
+        functools.partial(encode, state.image, state.mask), pair, _BATCH
+      )
       client = np.full(count, number, np.int32)
       # Two clients' subjects are two, whatever their names.
       subject = [f'{name}/{one}' for one in examples.subject]
@@ -201,19 +207,20 @@ def _contributions(config, run):
 
 
 def _decoder(run):
-  """Returns (latents [B], mask [B], client) -> cross-entropies [B]."""
+  """Returns (client, (latents [B], mask [B])) -> cross-entropies [B]."""
   model = run.autoencoders.mask_model
   variables = [hospital.state.mask for hospital in run.hospitals.values()]
 
   @jax.jit
-  def score(variables, latents, mask):
+  def score(variables, part):
+    latents, mask = part
     logits = model.apply(variables, latents, train=False, method='decode')
     loss = optax.softmax_cross_entropy_with_integer_labels(
       logits, mask.astype(jnp.int32)
     )
     return loss.mean((1, 2))
 
-  return lambda latents, mask, client: score(variables[client], latents, mask)
+  return lambda client, part: score(variables[client], part)
 
 
 def _losses(config, decode, data, member, steps, options, title):
@@ -236,7 +243,9 @@ def _losses(config, decode, data, member, steps, options, title):
   client = data.client[:count]
 
   def measure(variables):
-    latents = jax.device_get(predict(variables, cases['image']))
+    latents = examples_lib.map_batches(
+      functools.partial(predict, variables), cases['image'], _BATCH
+    )
     found = {
       name: np.mean(np.square(latents[name] - wanted), axis=(1, 2, 3))
       for name, wanted in sorted(cases['mask'].items())
@@ -245,8 +254,10 @@ def _losses(config, decode, data, member, steps, options, title):
     found['mask'] = np.zeros(count)
     for number in np.unique(client):
       rows = np.flatnonzero(client == number)
-      part = examples_lib.take(latents, rows)
-      found['mask'][rows] = decode(part, data.mask[rows], number)
+      part = examples_lib.take(latents, rows), data.mask[rows]
+      found['mask'][rows] = examples_lib.map_batches(
+        functools.partial(decode, number), part, _BATCH
+      )
     return found
 
   measured = []

@@ -8,6 +8,8 @@ import io
 import json
 import os
 import pathlib
+import zipfile
+import zlib
 from typing import Any
 
 import numpy as np
@@ -15,6 +17,7 @@ import numpy as np
 from ppcmi_jax import checkpoints, workdir
 
 RESULTS, EXAMPLES = 'privacy.json', 'privacy_examples.npz'
+_DAMAGED = zipfile.BadZipFile, zlib.error
 VERSION = 5  # of the attacks; raise it where their figures change
 
 
@@ -41,9 +44,12 @@ class Notebook:
       kept = json.loads((self._folder / RESULTS).read_text())
       if (kept['networks'], kept['version']) == (self._digest, VERSION):
         self._cells = kept['cells']
-        with np.load(self._folder / EXAMPLES) as drawn:
+        with (
+          open(self._folder / EXAMPLES, 'rb') as file,
+          np.load(file) as drawn,
+        ):
           self._drawn = dict(drawn)
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, *_DAMAGED):
       self._cells, self._drawn = {}, {}  # damaged: attack anew
 
   def read(self, name: str, protection: str) -> dict[str, Any] | None:

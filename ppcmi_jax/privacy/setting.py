@@ -123,7 +123,8 @@ def build(config: Any, run: Any, *, seed: int = 0) -> Setting:
   encode = _encoder(run, victim)
   sample = encode(images.unit_image(data[victim]['train'].image[:1]))
   numbers = sum(z.size for z in sample.values())
-  most = int(np.clip(MAX_NUMBERS // numbers, 100, MAX_KNOWN))
+  # Those of the victim and of others, each.
+  most = int(np.clip(MAX_NUMBERS // (2 * numbers), 100, MAX_KNOWN))
 
   parts = {
     'own': _examples([data[victim]['train']], most),

@@ -58,16 +58,15 @@ def collect(
   )
   several = names[count > 1]
   if len(several) >= LEAST_SUBJECTS:
-    rows = np.flatnonzero(np.isin(whole.subject, several))
-    rows = rows[np.linspace(0, len(rows) - 1, min(most, len(rows))).astype(int)]
+    rows = _whole_subjects(whole.subject, several, most)
     return Visits(image[rows], whole.subject[rows], 'images of the data set')
   if len(names) < LEAST_SUBJECTS:
     why = f'{len(names)} subjects, fewer than {LEAST_SUBJECTS}'
     return Visits(image[:0], whole.subject[:0], why)
 
-  # f (f - 1) / 2 pairs a subject.
-  each = np.ceil(0.5 + np.sqrt(0.25 + 2 * LINKED_PAIRS / len(names)))
-  each = int(np.clip(each, 2, max(2, most // len(names))))
+  some = _spread(len(names), most // 2)
+  names, first = names[some], first[some]
+  each = _each(len(names), most // len(names))
   subject = np.repeat(names, each)
   if config.dataset == 'phantom':
     visits = np.stack(
@@ -88,6 +87,32 @@ def collect(
     subject,
     note,
   )
+
+
+def _whole_subjects(subject, several, most):
+  """Returns the rows of at most so many images, 2 or more of each subject."""
+  several = several[_spread(len(several), most // 2)]
+  each = _each(len(several), most // LEAST_SUBJECTS)
+  rows, room = [], most
+  for number, name in enumerate(several):
+    # What is left, and not so much that the next are left without.
+    fair = max(2, room // (len(several) - number))
+    own = np.flatnonzero(subject == name)
+    rows.append(own[_spread(len(own), min(each, fair))])
+    room -= len(rows[-1])
+  return np.sort(np.concatenate(rows))
+
+
+def _each(subjects, most):
+  """Returns how many images of each subject make enough pairs, 2 at least."""
+  # f (f - 1) / 2 pairs a subject.
+  each = np.ceil(0.5 + np.sqrt(0.25 + 2 * LINKED_PAIRS / subjects))
+  return int(np.clip(each, 2, max(2, most)))
+
+
+def _spread(count, most):
+  """Returns at most so many of the numbers below count, evenly spread."""
+  return np.linspace(0, count - 1, min(most, count)).astype(int)
 
 
 def augmented(

@@ -190,7 +190,11 @@ def _attacks(config, run, result, workdir) -> list[Figure]:
     path,
     examples,
     labels={name: attack['label'] for name, attack in shown.items()},
-    protections=list(next(iter(shown.values()))['cells']),
+    protections=[
+      name
+      for name in exposure.PROTECTIONS
+      if any(name in attack['cells'] for attack in shown.values())
+    ],
     title='What each attacker makes of one test image',
     spacing_mm=victim.spacing_mm[0],
     distance_unit=config.distance_unit,
