@@ -44,44 +44,40 @@ def cross_client(run: collaboration.Collaboration) -> Matrices:
   """
   codec = next(iter(run.hospitals.values())).channel.codec
 
-  @jax.jit
-  def open_mask(variables, keys, covered):
-    z = codec.uncover(keys, covered, run.latents['mask'])
-    model = run.autoencoders.mask_model
-    logits = model.apply(variables, z, train=False, method='decode')
-    return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
-
-  @jax.jit
-  def open_image(variables, keys, covered):
-    z = codec.uncover(keys, covered, run.latents['image'])
-    model = run.autoencoders.image_model
-    logits = model.apply(variables, z, train=False, method='decode')
-    return jax.nn.sigmoid(logits)
-
   def sending(sender):
-    """Returns image -> messages of query and reply, sent once an image."""
+    """Returns image -> the query and its reply, sent once an image."""
     sent = {}
 
     def send(image):
       key = image.tobytes()
       if key not in sent:
         query, _ = sender.client.protect(sender.state, image)
-        sent[key] = query, run.server.respond(run.server_state, query)
+        reply = run.server.respond(run.server_state, query)
+        sent[key] = {'image': query, 'mask': reply}
       return sent[key]
 
     return send
 
-  def peek(owner, name, message, modality):
-    return owner.channel.peek(message, owner=name, like=run.latents[modality])
+  def opening(modality, finish):
+    """Returns what draws what a message carries, by any client's decoder."""
+    model = getattr(run.autoencoders, f'{modality}_model')
+    like = run.latents[modality]
 
-  def mask(send, opener, owner, name, image):
-    opened = peek(owner, name, send(image)[1], 'mask')
-    return open_mask(opener.state.mask, opened.keys, opened.covered)
+    @jax.jit
+    def decode(variables, keys, covered):
+      z = codec.uncover(keys, covered, like)
+      return finish(model.apply(variables, z, train=False, method='decode'))
 
-  def picture(send, opener, owner, name, image):
-    opened = peek(owner, name, send(image)[0], 'image')
-    return open_image(opener.state.image, opened.keys, opened.covered)
+    def draw(send, opener, owner, name, image):
+      message = send(image)[modality]
+      opened = owner.channel.peek(message, owner=name, like=like)
+      variables = getattr(opener.state, modality)
+      return decode(variables, opened.keys, opened.covered)
 
+    return draw
+
+  mask = opening('mask', lambda z: jnp.argmax(z, axis=-1).astype(jnp.uint8))
+  picture = opening('image', jax.nn.sigmoid)
   names = list(run.hospitals)
   empty = lambda: {key: {i: {} for i in names} for key in KEYS}
   result = Matrices(empty(), empty(), empty())

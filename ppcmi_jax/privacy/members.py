@@ -53,9 +53,9 @@ class Contributions(NamedTuple):
   """What the clients contribute, rows of all of them.
 
   Attributes:
-    pairs: {'image', 'mask': {scale: float32 [R, h, w, C]}}.
+    pairs: {'image', 'mask': {scale: float16 [R, h, w, C]}}.
     client: int [R], whose row it is.
-    mask: uint8 [R, H, W].
+    mask: uint8 [N, H, W].
     case: int [R], whose copy a row is; row n < N is case n itself.
     subject: strings [N].
   """
@@ -171,39 +171,32 @@ def _contributions(config, run):
     # As the server holds them.
     return jax.tree.map(lambda z: z.astype(jnp.float16), latents)
 
-  first = 0
-  for number, (name, hospital) in enumerate(run.hospitals.items()):
-    examples = run.data.hospitals[name]['train']
-    count = len(examples.case)
-    image, mask = images.unit_image(examples.image), examples.mask
-    for turn in range(1 + (config.copies if config.augment else 0)):
-      seed = len(parts) + 1
-      pair = (image, mask)
+  for turn in range(1 + (config.copies if config.augment else 0)):
+    first = 0
+    for number, (name, hospital) in enumerate(run.hospitals.items()):
+      examples = run.data.hospitals[name]['train']
+      count = len(examples.case)
+      pair = np.asarray(images.unit_image(examples.image)), examples.mask
       if turn:
-        pair = visits.augmented(config, np.asarray(image), mask, seed=seed)
+        pair = visits.augmented(config, *pair, seed=len(parts))
       state = hospital.state
       latents = examples_lib.map_batches(
         functools.partial(encode, state.image, state.mask), pair, _BATCH
       )
-      client = np.full(count, number, np.int32)
       # Two clients' subjects are two, whatever their names.
-      subject = [f'{name}/{one}' for one in examples.subject]
+      subject = np.array([f'{name}/{one}' for one in examples.subject])
+      of_cases = slice(0 if turn else None)
       parts.append(
-        (
-          turn,
-          Contributions(
-            latents,
-            client,
-            np.asarray(pair[1]),
-            first + np.arange(count),
-            np.array(subject),
-          ),
+        Contributions(
+          latents,
+          np.full(count, number, np.int32),
+          pair[1][of_cases],
+          first + np.arange(count),
+          subject[of_cases],
         )
       )
-    first += count
-  parts.sort(key=lambda part: part[0] > 0)  # stable: the cases come first
-  whole = jax.tree.map(lambda *a: np.concatenate(a), *(p for _, p in parts))
-  return whole._replace(subject=whole.subject[:first])
+      first += count
+  return jax.tree.map(lambda *a: np.concatenate(a), *parts)
 
 
 def _decoder(run):
