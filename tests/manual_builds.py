@@ -22,6 +22,15 @@ def prepare(name, raw, *, data_dir=None, **options):
   return builder, examples, ' '.join(lines)
 
 
+def said(caplog, name):
+  """Returns the lines on a data set, but for that on where its copy lies."""
+  return [
+    line
+    for line in caplog.messages
+    if name in line and 'now lie in' not in line
+  ]
+
+
 def functions(builder_class, config_class):
   """Returns (build, prepare, refusal), each of (folder, tmp_path, **options).
 
