@@ -57,7 +57,7 @@ def get_config(method: str) -> Any:
   path = config_flags.get_config_filename(flags.FLAGS['config'])
   config = _load(path).get_config(method)
   overrides = config_flags.get_override_values(flags.FLAGS['config'])
-  has = {name for name, _ in _fields(config)}
+  has = set(_fields(config))
   config.update_from_flattened_dict(
     {name: value for name, value in overrides.items() if name in has}
   )
@@ -65,9 +65,9 @@ def get_config(method: str) -> Any:
 
 
 def _fields(config, prefix=''):
-  """Yields all that flags can name, 'mapping_options.widths' too."""
+  """Yields the names that flags can have, 'mapping_options.widths' too."""
   for name, value in config.items():
-    yield prefix + name, value
+    yield prefix + name
     if hasattr(value, 'items'):
       yield from _fields(value, f'{prefix}{name}.')
 

@@ -89,9 +89,9 @@ def test_unknown_field_of_the_default_configuration_is_one_line():
 
 
 def test_a_field_is_known_by_its_whole_name():
-  names = dict(command._fields(smoke.get_config()))
+  names = set(command._fields(smoke.get_config()))
   assert 'mapping_options.widths' in names and 'pretrained.image' in names
-  names = dict(command._fields(smoke.get_config('unet')))
+  names = set(command._fields(smoke.get_config('unet')))
   assert 'pretrained.segmentation' in names and 'pretrained.image' not in names
 
 

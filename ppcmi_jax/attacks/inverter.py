@@ -278,8 +278,14 @@ def _linear(z, target, source, judges, rng):
     return np.concatenate(parts, axis=1)
 
   def fit_one(names, features, split, join, at_once):
+    def mapped(z, function):
+      """Applies (features, which images) -> rows to `at_once` at a time."""
+      starts = range(0, len(z['prior']), at_once)
+      parts = [slice(i, i + at_once) for i in starts]
+      rows = (function(features(examples.take(z, i)), i) for i in parts)
+      return np.concatenate(list(rows))
+
     some, fold = {k: z[k] for k in names}, _folds(source, judges)
-    parts = [slice(i, i + at_once) for i in range(0, len(target), at_once)]
     each = len(features(examples.take(some, slice(1))))
     group = np.repeat(fold, each)
     if fold.max() == 0 and each > 1:  # neighbours foretell each other
@@ -289,32 +295,21 @@ def _linear(z, target, source, judges, rng):
     # A position is drawn from all images alike.
     count = max(1, _ROWS // len(fold)) if each > 1 else 1
     drawn = np.argsort(rng.random(group.shape), axis=1)[:, :count]
-    pick = lambda rows, part: np.take_along_axis(
-      rows.reshape(len(drawn[part]), each, -1), drawn[part, :, None], axis=1
-    ).reshape(drawn[part].size, -1)
-    x, y, of = (
-      np.concatenate([pick(rows(part), part) for part in parts])
-      for rows in (
-        lambda part: features(examples.take(some, part)),
-        lambda part: split(target[part]),
-        lambda part: group[part].reshape(-1, 1),
-      )
-    )
+
+    def pick(rows, part=slice(None)):
+      which = drawn[part, :, None]
+      rows = rows.reshape(len(which), each, -1)
+      return np.take_along_axis(rows, which, axis=1).reshape(which.size, -1)
+
     predict, left_out = dual_ridge.fit(
-      x, y, of[:, 0], rng, judged=np.repeat(judges, drawn.shape[1])
+      mapped(some, pick),
+      pick(split(target)),
+      pick(group).ravel(),
+      rng,
+      judged=np.repeat(judges, drawn.shape[1]),
     )
-
-    def apply(z):
-      each = range(0, len(z['prior']), at_once)
-      rows = (examples.take(z, slice(i, i + at_once)) for i in each)
-      return np.concatenate([join(predict(features(part))) for part in rows])
-
-    guess = np.concatenate(
-      [
-        join(left_out(features(examples.take(some, part)), group[part].ravel()))
-        for part in parts
-      ]
-    )
+    apply = lambda z: mapped(z, lambda x, _: join(predict(x)))
+    guess = mapped(some, lambda x, i: join(left_out(x, group[i].ravel())))
     error = np.sum(np.square(target - guess)[judges])
     return error, (names, apply, guess)
 

@@ -17,7 +17,14 @@ import numpy as np
 from ppcmi_jax import checkpoints, workdir
 
 RESULTS, EXAMPLES = 'privacy.json', 'privacy_examples.npz'
-_DAMAGED = zipfile.BadZipFile, zlib.error
+_DAMAGED = (
+  OSError,
+  ValueError,
+  KeyError,
+  TypeError,
+  zipfile.BadZipFile,
+  zlib.error,
+)
 VERSION = 5  # of the attacks; raise it where their figures change
 
 
@@ -49,7 +56,7 @@ class Notebook:
           np.load(file) as drawn,
         ):
           self._drawn = dict(drawn)
-    except (OSError, ValueError, KeyError, TypeError, *_DAMAGED):
+    except _DAMAGED:
       self._cells, self._drawn = {}, {}  # damaged: attack anew
 
   def read(self, name: str, protection: str) -> dict[str, Any] | None:
