@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from ppcmi_jax import image_metrics, keyed
-from ppcmi_jax.attacks import dual_ridge, inverter, position_order
+from ppcmi_jax.attacks import inverter, linear_maps, position_order
 
 COUNT, HELD = 60, 20
 OPTIONS = {'width': 8, 'steps': 60, 'eval_every': 20, 'learning_rate': 3e-3}
@@ -124,7 +124,7 @@ def test_what_other_images_have_in_common_is_not_taken_for_a_leak(images):
 
 
 def test_pairs_of_other_images_do_not_hinder_it(images, monkeypatch):
-  monkeypatch.setattr(inverter, '_ROWS', 8 * 64)  # positions of eight images
+  monkeypatch.setattr(linear_maps, '_ROWS', 8 * 64)  # positions of eight images
   observed = encode(images)
   attack = inverter.fit(
     part(observed, slice(COUNT)),
@@ -192,98 +192,6 @@ def test_bad_input_is_refused(images):
     inverter.fit(part(observed, slice(3)), images[:4], scales=('s3',))
   with pytest.raises(ValueError, match=r'source: expected \[80\]'):
     inverter.fit(observed, images, source=[1, 2])
-
-
-@pytest.mark.parametrize('each', [1, 3])
-def test_ridge_predicts_left_out_groups_without_them(each):
-  rng = np.random.default_rng(0)
-  x, y = rng.normal(size=(12, 5)), rng.normal(size=(12, 2))
-  y += x[:, :2] * 3
-  group = np.arange(12) // each
-  _, left_out = dual_ridge.fit(x, y, group, rng)
-  gaps = []
-  for penalty in 10.0 ** np.arange(-3, 2.5, 0.5):
-    penalty *= np.trace(x @ x.T) / 12
-    direct = []
-    for i in range(12):
-      rest = group != group[i]
-      gram = x[rest].T @ x[rest] + penalty * np.eye(5)
-      direct.append(x[i] @ np.linalg.solve(gram, x[rest].T @ y[rest]))
-    gaps.append(np.abs(np.array(direct) - left_out(x, group)).max())
-  assert min(gaps) < 1e-6
-
-
-def test_ridge_on_noise_predicts_zero_or_nearly():
-  rng = np.random.default_rng(0)
-  x, y = rng.normal(size=(50, 20)), rng.normal(size=(50, 3))
-  ridge, left_out = dual_ridge.fit(x, y, np.arange(50), rng)
-  assert np.mean((y - left_out(x, np.arange(50))) ** 2) <= np.mean(y**2)
-  assert np.mean(ridge(rng.normal(size=(50, 20))) ** 2) < 0.1
-
-
-def test_twins_do_not_foretell_each_other():
-  # Noise by pairs: a row left out alone is told by its twin.
-  rng = np.random.default_rng(0)
-  x, y = (np.repeat(rng.normal(size=(20, n)), 2, axis=0) for n in (200, 3))
-  pairs = np.arange(40) // 2
-  _, alone = dual_ridge.fit(x, y, np.arange(40), rng)
-  ridge, together = dual_ridge.fit(x, y, pairs, rng)
-  assert np.mean((y - alone(x, np.arange(40))) ** 2) < 0.1 * np.mean(y**2)
-  assert np.mean((y - together(x, pairs)) ** 2) >= 0.8 * np.mean(y**2)
-  assert np.mean(ridge(rng.normal(size=(50, 200))) ** 2) < 0.1
-
-
-def test_folds_are_of_neighbours_and_hold_whole_sources():
-  source = np.array([9, 3, 3, 7, 1, 5, 2, 8, 4, 6, 0, 7])
-  fold = inverter._folds(source, np.ones(12, bool))
-  assert fold.tolist() == [4, 1, 1, 3, 0, 2, 1, 4, 2, 3, 0, 3]
-  assert inverter._folds(np.array([4, 4, 9]), np.ones(3, bool)).tolist() == [
-    0,
-    0,
-    1,
-  ]
-
-
-def test_those_who_judge_are_in_all_folds_and_so_are_the_others():
-  source = np.array([0, 1, 2, 3, 4, 10, 11, 12, 13, 14, 2])  # the last a copy
-  fold = inverter._folds(source, np.arange(11) < 5)
-  assert fold.tolist() == [0, 1, 2, 3, 4, 0, 1, 2, 3, 4, 2]
-
-
-def test_ridge_takes_some_of_many_rows(monkeypatch):
-  monkeypatch.setattr(dual_ridge, '_LARGEST', 100)
-  rng = np.random.default_rng(0)
-  x = rng.normal(size=(500, 2))
-  ridge, left_out = dual_ridge.fit(x, x, np.arange(500), rng)
-  np.testing.assert_allclose(left_out(x, np.arange(500)), x, atol=0.05)
-  np.testing.assert_allclose(ridge(np.eye(2)), np.eye(2), atol=0.02)
-
-
-def test_rows_that_were_not_drawn_are_left_out_with_their_group(monkeypatch):
-  monkeypatch.setattr(dual_ridge, '_LARGEST', 200)
-  rng = np.random.default_rng(0)
-  each = np.repeat(np.arange(8), 100)  # noise, but alike within a group
-  x, y = (rng.normal(size=(8, n))[each] for n in (300, 3))
-  x = x + 0.1 * rng.normal(size=x.shape)
-  y = y - y.mean(0)
-  _, left_out = dual_ridge.fit(x, y, np.arange(800), rng)  # each by itself
-  assert np.mean((y - left_out(x, np.arange(800))) ** 2) < 0.1 * np.mean(y**2)
-  _, left_out = dual_ridge.fit(x, y, each, rng)
-  assert np.mean((y - left_out(x, each)) ** 2) >= 0.8 * np.mean(y**2)
-
-
-def test_positions_are_learnt_from_all_images(monkeypatch):
-  """They came from the first images alone, as many as fit in memory."""
-  monkeypatch.setattr(inverter, '_ROWS', 256)
-  rng = np.random.default_rng(0)
-  z = rng.normal(size=(40, 8, 8, 2)).astype(np.float32)
-  z[:8] = 0  # there is nothing to learn
-  images = np.repeat(np.repeat(z[..., :1], 2, 1), 2, 2)
-  inputs = {'s3': z, 'prior': np.zeros((40, 8, 8, 4), np.float32)}
-  _, _, guess = inverter._linear(
-    inputs, images, np.arange(40), np.ones(40, bool), rng
-  )
-  assert np.mean((images - guess) ** 2) < 0.1 * np.mean(images**2)
 
 
 def test_cells_and_back():
