@@ -18,17 +18,24 @@ from 1, and has no key. Two attackers:
 
 Permuted positions change nothing for the facets. `fit` then starts from the
 mean maps matched by their distances, or from principal components signed by
-their skewness, places positions where the public latents make them likeliest,
-and fits mean maps anew in that order, in turn, until the order settles. Where
-it does not, as with few messages, channels of facets are named by their
-distributions, and the order is right only in part.
+their skewness, places positions where they are likeliest (`places`), and fits
+the rotation anew in that order, in turn, until the order settles. Scales are
+opened from coarse to fine; where one has settled, the next is tried with what
+that foretells of it, too, and the likelier fit counts. Where no order settles,
+as with few messages, channels of facets are named by their distributions, and
+the order is right only in part.
 
 Axes: N messages, M public latents, P positions, C channels, F found ones.
 """
 
+import functools
+from collections.abc import Callable, Mapping
+from typing import NamedTuple
+
 import numpy as np
 
 from ppcmi_jax.attacks import alignment, facets
+from ppcmi_jax.attacks import places as places_lib
 
 _ITERATIONS = 60  # of transport
 _ROWS = 4096  # positions transported, of all messages; more fitted no better
@@ -98,9 +105,65 @@ def exact_channels(
   return shares
 
 
+class Known(NamedTuple):
+  """What public latents of a scale say of any others.
+
+  Attributes:
+    latents: float [M, h, w, C], the public latents.
+    places: what they make expected of an image at each place.
+    foretell: the same from the next coarser scale of the image, once that is
+      opened; None of the coarsest scale.
+    spread: count -> so many quantiles of each channel, float [count, C].
+  """
+
+  latents: np.ndarray
+  places: places_lib.Places
+  foretell: Callable[[np.ndarray], places_lib.Places] | None
+  spread: Callable[[int], np.ndarray]
+
+
+class Try(NamedTuple):
+  """One estimate of a scale's transform.
+
+  Attributes:
+    fit: without an order yet.
+    score: log-likelihood of all messages in the likeliest order.
+    settled: whether that order can be relied on.
+    places: what the messages were compared with.
+  """
+
+  fit: alignment.Isometry
+  score: float
+  settled: bool
+  places: places_lib.Places
+
+
+def learn(public: alignment.Latents) -> dict[str, Known]:
+  """Returns what `fit` has to know of the encoder.
+
+  Args:
+    public: {name: float [M, h, w, C]}, latents of other images of the same
+      field of view, without a transform.
+  """
+  known, coarser = {}, None
+  for name in sorted(public, key=lambda k: np.prod(np.shape(public[k])[1:3])):
+    z = alignment.flatten(public[name])
+    foretell = None
+    if coarser is not None:
+      foretell = places_lib.foretelling(public[name], public[coarser])
+    known[name] = Known(
+      np.asarray(public[name]),
+      places_lib.of_public(z),
+      foretell,
+      functools.cache(functools.partial(_spread, z.reshape(-1, z.shape[-1]))),
+    )
+    coarser = name
+  return known
+
+
 def fit(
   observed: alignment.Latents,
-  public: alignment.Latents,
+  known: Mapping[str, Known],
   *,
   permuted: bool = True,
   tolerance: float = 1e-3,
@@ -114,8 +177,7 @@ def fit(
 
   Args:
     observed: {name: float [N, h, w, C]}.
-    public: {name: float [M, h, w, C]} of other images; of the encoder, without
-      a transform.
+    known: of `learn`, of the same scales of the same encoder.
     permuted: whether positions may have been permuted.
     tolerance, max_programs, seed: of `facets.find`; max_programs=0 does
       without facets.
@@ -128,115 +190,98 @@ def fit(
   Raises:
     ValueError: names or shapes differ.
   """
-  alignment.check(public, observed, paired=False)
+  latents = {name: one.latents for name, one in known.items()}
+  alignment.check(latents, observed, paired=False)
   options = {
     'tolerance': tolerance,
     'max_programs': max_programs,
     'seed': seed,
   }
-  return {
-    name: _fit_scale(
+  fits, foretold = {}, None
+  finer = dict(zip(known, list(known.values())[1:]))
+  for name, of_scale in known.items():
+    fits[name], settled = _fit_scale(
       alignment.flatten(observed[name]),
-      alignment.flatten(public[name]),
+      of_scale,
+      foretold,
       permuted,
       num_programmed,
       options,
     )
-    for name in observed
-  }
+    foretold = None  # by a scale in disorder, nothing
+    if settled and name in finer:
+      opened = alignment.undo({name: fits[name]}, observed)[name]
+      foretold = finer[name].foretell(opened)
+  return {name: fits[name] for name in observed}
 
 
-def likelihood(back: np.ndarray, public: np.ndarray) -> np.ndarray:
-  """Returns how likely each observed position is at each place, float [P, P].
-
-  Places have independent Gaussian channels with the means and variances of the
-  public latents, the variances drawn towards their mean over places.
-
-  Args:
-    back: float [N, P, C], messages with rotation and shift undone.
-    public: float [M, P, C].
-  """
-  mean, variance = public.mean(axis=0), public.var(axis=0)
-  variance = variance + 0.1 * variance.mean(axis=0) + 1e-6
-  inverse, count = 1 / variance, len(back)
-  return -0.5 * (
-    np.sum(back**2, axis=0) @ inverse.T
-    - 2 * np.sum(back, axis=0) @ (mean * inverse).T
-    + count * np.sum(mean**2 * inverse + np.log(variance), axis=1)
-  )
-
-
-def _fit_scale(w, public, permuted, num_programmed, options):
-  size, mean = w.shape[-1], w.mean(axis=0)
+def _fit_scale(w, known, foretold, permuted, num_programmed, options):
+  size = w.shape[-1]
   rows = w.reshape(-1, size)
   programmed = w[:num_programmed].reshape(-1, size)
   if len(rows) > _ROWS:
     rng = np.random.default_rng(options['seed'])
     rows = rows[rng.choice(len(rows), _ROWS, replace=False)]
-  values = _spread(public.reshape(-1, size), len(rows))
-  best = _transport(_mean_maps(mean, public, permuted), rows, values)
-  ordered = not permuted
+  transport = functools.partial(
+    _transport, rows=rows, values=known.spread(len(rows))
+  )
+  attempt = functools.partial(_try, w, transport, permuted)
+  expected, mean = known.places.mean[0], w.mean(axis=0)
   if permuted:
-    components = _components(rows, public.reshape(-1, size))
-    other = _transport(components, rows, values)
-    tries = [
-      _alternate(start, w, public, rows, values) for start in (best, other)
+    place = alignment.match(*map(alignment.profiles, (expected, mean)))
+    starts = [
+      _pose(expected[place], mean),
+      _components(rows, alignment.flatten(known.latents).reshape(-1, size)),
     ]
-    best, _, ordered = max(tries, key=lambda t: t[1])
+  else:
+    starts = [_pose(expected, mean)]
+  tries = [attempt(transport(start), known.places) for start in starts]
+  if foretold is not None:
+    tries += [attempt(one.fit, foretold) for one in tries]
+  best = max(tries, key=lambda one: one.score)
   # Where positions are in order the estimate says where to look.
-  guesses = best.rotation if ordered else None
+  guesses = best.fit.rotation if best.settled else None
   found = facets.find(programmed, starts=guesses, **options)
+  fit = best.fit
   if found.ties.size:
     exact = rows @ found.directions - found.offsets
-    if ordered:
-      names = alignment.assign(found.directions.T @ best.rotation)
+    if best.settled:
+      names = alignment.assign(found.directions.T @ fit.rotation)
     else:
-      known = _spread(public.reshape(-1, size), _QUANTILES)
-      names = alignment.match(known.T, _spread(exact, _QUANTILES).T)
+      quantiles = known.spread(_QUANTILES), _spread(exact, _QUANTILES)
+      names = alignment.match(*(one.T for one in quantiles))
     fixed = np.zeros((size, size))
     fixed[:, names] = found.directions
-    best = _transport(best, rows, values, fixed)
-    best.latent_mean[names] = exact.mean(axis=0)
-  order = _likeliest(best, w, public)[0] if permuted else np.arange(w.shape[1])
-  return best._replace(order=order)
+    fit = transport(fit, fixed=fixed)
+    fit.latent_mean[names] = exact.mean(axis=0)
+  order, _ = _placed(fit, w, best.places, permuted)
+  return fit._replace(order=order), best.settled
 
 
-def _alternate(start, w, public, rows, values):
-  """Lets the order of positions and the rotation improve each other.
-
-  Returns:
-    (the likeliest fit, its log-likelihood, whether its order has settled or
-    nearly so).
-  """
-  order, best_score = _likeliest(start, w, public)
-  best, moved, mean = start, len(order), w.mean(axis=0)
-  for _ in range(_ROUNDS):
-    placed = np.empty_like(mean)
-    placed[order] = mean
-    fit = _transport(_mean_maps(placed, public, False), rows, values)
-    again, score = _likeliest(fit, w, public)
+def _try(w, transport, permuted, start, places):
+  """Lets the order of positions and the rotation improve each other."""
+  order, best_score = _placed(start, w, places, permuted)
+  best, moved = start, len(order) * permuted
+  # All messages where each has its own, and otherwise their mean.
+  each = w if len(places.mean) > 1 else w.mean(axis=0, keepdims=True)
+  for _ in range(_ROUNDS if permuted else 1):
+    pairs = places.mean[:, order], each
+    fit = transport(_pose(*(x.reshape(-1, x.shape[-1]) for x in pairs)))
+    again, score = _placed(fit, w, places, permuted)
     changed = np.sum(again != order)
     if score > best_score:
       best, best_score, moved = fit, score, changed
     if not changed:
       break
     order = again
-  return best, best_score, moved <= _SETTLED * len(order)
+  return Try(best, best_score, moved <= _SETTLED * len(order), places)
 
 
-def _likeliest(fit, w, public):
+def _placed(fit, w, places, permuted):
   """Returns the likeliest order of positions, and its log-likelihood."""
-  score = likelihood(alignment.rotate_back(fit, w), public)
-  order = alignment.assign(score)
+  score = places_lib.likelihood(alignment.rotate_back(fit, w), places)
+  order = alignment.assign(score) if permuted else np.arange(len(score))
   return order, np.sum(score[np.arange(len(order)), order])
-
-
-def _mean_maps(other, public, permuted):
-  """Returns Procrustes on mean maps, which are matched by their distances."""
-  one = public.mean(axis=0)
-  if permuted:
-    one = one[alignment.match(*map(alignment.profiles, (one, other)))]
-  return _pose(one, other, _rotation(other - other.mean(0), one - one.mean(0)))
 
 
 def _components(rows, known):
@@ -250,8 +295,11 @@ def _components(rows, known):
   return _pose(known, rows, bases[0] @ bases[1].T)
 
 
-def _pose(latents, observed, rotation):
+def _pose(latents, observed, rotation=None):
+  """Returns the isometry of a rotation; by default by Procrustes, of pairs."""
   means = latents.mean(axis=0), observed.mean(axis=0)
+  if rotation is None:
+    rotation = _rotation(observed - means[1], latents - means[0])
   return alignment.Isometry(rotation, 1.0, *means, np.zeros(0, np.int64))
 
 

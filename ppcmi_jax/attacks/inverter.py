@@ -153,11 +153,14 @@ def fit(
 
   rng = np.random.default_rng(seed)
   train, valid, judges = _parted(source, judge, rng)
-  orders = {}
-  for name, z in observed.items() if len(valid) else ():
-    order = position_order.recover(z[train], images[train])
+  orders, seen = {}, images
+  finest_first = sorted(observed, key=lambda k: -observed[k].shape[1])
+  for name in finest_first if len(valid) else ():
+    z = observed[name]
+    order = position_order.recover(z[train], seen[train])
     if position_order.is_scrambled(z[valid], images[valid], order):
       orders[name] = order
+      seen = position_order.apply(z, order)  # it shows more than images do
   observed = _apply_orders(observed, orders)
   axes = (0, 1, 2)
   mean = {k: z[train].mean(axes) for k, z in observed.items()}

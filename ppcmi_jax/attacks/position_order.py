@@ -5,10 +5,13 @@ order. What varies from message to message gives it away: the channels at a
 position form a Gram matrix over N messages, which neither a rotation nor a
 shift of channels changes, and it is alike (CKA, Kornblith et al., ICML 2019)
 to that of whatever is at the same place in the N images (`recover`). A linear
-assignment takes the most alike. Without any image (`recover_unpaired`), what
-each position varies by and which positions vary together is matched with the
-same of latents of another encoder and other images: a quadratic assignment, by
-Frank and Wolfe's algorithm (Vogelstein et al., PLOS ONE 2015).
+assignment takes the most alike. From that order one linear map from places of
+the images to positions is learnt, as encoders are alike at all places, and each
+position goes where it is foretold best, in turn. Without any image
+(`recover_unpaired`), what each position varies by and which positions vary
+together is matched with the same of latents of another encoder and other
+images: a quadratic assignment, by Frank and Wolfe's algorithm (Vogelstein et
+al., PLOS ONE 2015).
 
 Axes: N messages, P positions (h w), H, h height, W, w width, C channels.
 
@@ -23,7 +26,13 @@ Axes: N messages, P positions (h w), H, h height, W, w width, C channels.
 import numpy as np
 from scipy import optimize
 
-_MESSAGES = 100  # used; more gave no better order
+from ppcmi_jax.attacks import alignment, places
+
+_MESSAGES = 100  # compared; more gave no better order
+_FORETOLD = 200  # messages of the linear map, to bound memory
+_ROUNDS = 10
+_RIDGE = 1e-3  # times the mean eigenvalue
+_SETTLED = 0.02  # of the positions may still move
 _ITERATIONS = 40
 _UNARY = 0.1  # weight of single positions against pairs of them
 
@@ -33,16 +42,27 @@ def recover(z: np.ndarray, images: np.ndarray) -> np.ndarray:
 
   Args:
     z: [N, h, w, C], observed with one order of positions for all N.
-    images: [N, H, W, C'], what those messages carry.
+    images: [N, H, W, C'], what those messages carry: images, or latents of a
+      finer scale, in order, which tell more.
 
   Returns:
     int32 [P]: place i of the image is seen at position order[i]. On phantoms
-    with a random encoder's s3 (16 x 16), from 20 pairs: 41 % exact, 73 % at
-    most a neighbour; from 200: 53 % and 79 %, as much of the image is black.
-    From one pair nothing is found.
+    with a trained encoder's s3 (32 x 32) 62 % exact from 20 pairs and 74 % from
+    200 (by likeness alone 19 and 49). From one pair nothing is found.
   """
   likeness = _likeness(z[:_MESSAGES], images[:_MESSAGES])
-  return optimize.linear_sum_assignment(-likeness)[1].astype(np.int32)
+  order = optimize.linear_sum_assignment(-likeness)[1]
+  sides, z, images = z.shape[1:3], z[:_FORETOLD], images[:_FORETOLD]
+  around = _surroundings(images, sides).astype(np.float64)
+  seen = alignment.flatten(z)
+  for _ in range(_ROUNDS):
+    expected, white = _foretold(around, seen[:, order])
+    score = places.likelihood(seen @ white, expected)
+    again = np.argsort(alignment.assign(score))
+    moved, order = np.mean(again != order), again
+    if moved <= _SETTLED:
+      break
+  return order.astype(np.int32)
 
 
 def is_scrambled(z: np.ndarray, images: np.ndarray, order: np.ndarray) -> bool:
@@ -176,6 +196,26 @@ def _statistics(z):
   ).T
   unary = (unary - unary.mean(0)) / (unary.std(0) + 1e-9)
   return unary, *ranks
+
+
+def _foretold(around, placed):
+  """Maps what is around places [N, P, F] to latents [N, P, C], by one map.
+
+  Returns:
+    What is expected in units that make the errors independent, of deviation
+    one, and the matrix [C, C] that turns latents into these.
+  """
+  x, y = (a.reshape(-1, a.shape[-1]) for a in (around, placed))
+  means = x.mean(0), y.mean(0)
+  x, y = x - means[0], y - means[1]
+  gram = x.T @ x
+  gram += (_RIDGE * np.trace(gram) / len(gram) + 1e-12) * np.eye(len(gram))
+  told = x @ np.linalg.solve(gram, x.T @ y)
+  errors = np.cov((y - told).T).reshape(y.shape[1], -1)
+  errors += (1e-6 * np.trace(errors) + 1e-12) * np.eye(len(errors))
+  white = np.linalg.inv(np.linalg.cholesky(errors)).T
+  mean = ((told + means[1]) @ white).reshape(placed.shape)
+  return places.Places(mean, np.ones(placed.shape[1:])), white
 
 
 def _likeness(z, images):

@@ -84,11 +84,14 @@ def ciphertext(setting, protection):
   target = setting.groups['target']
   if protection in exposure.FRESH:
     permuted = protection not in exposure.IN_ORDER
-    public = examples.take(setting.latents, others)
+    known = setting.once(
+      'known of others',
+      lambda: ciphertext_only.learn(examples.take(setting.latents, others)),
+    )
     parts = []
     for row in target:
       one = examples.take(seen, [row])
-      fits = ciphertext_only.fit(one, public, permuted=permuted, max_programs=0)
+      fits = ciphertext_only.fit(one, known, permuted=permuted, max_programs=0)
       parts.append(ciphertext_only.alignment.undo(fits, one))
     guess = {
       name: np.concatenate([part[name] for part in parts]) for name in seen
@@ -110,7 +113,9 @@ def intercepted_fits(setting, protection):
     ('ciphertext only', protection),
     lambda: ciphertext_only.fit(
       examples.take(setting.seen(protection), setting.intercepted),
-      setting.public(),
+      setting.once(
+        'known of public', lambda: ciphertext_only.learn(setting.public())
+      ),
       permuted=protection not in exposure.IN_ORDER,
       tolerance=TOLERANCE,
       max_programs=MAX_PROGRAMS,
