@@ -56,8 +56,11 @@ class Client(NamedTuple):
     (message bytes, Ticket). Draws a message id from the operating system.
   contribute: (state, image, mask [B, H, W] integer) -> (image message bytes,
     mask message bytes), a training pair that shares one message id.
-  reveal: (state, reply bytes, ticket) -> mask uint8 [B, H, W]. ValueError for
-    a reply to another client, key or query, or one that is damaged.
+  reveal: (state, reply bytes, ticket, own=None) -> mask uint8 [B, H, W], what
+    the server says; with `own`, what the hospital itself says, float class
+    probabilities [B, H, W, K], the likeliest classes by the mean of both (late
+    fusion). ValueError for a reply to another client, key or query, or one that
+    is damaged.
   """
 
   protect: Callable[[ClientState, jax.Array], tuple[bytes, Ticket]]
@@ -65,7 +68,7 @@ class Client(NamedTuple):
     [ClientState, jax.Array, jax.Array, channel_lib.Origin],
     tuple[bytes, bytes],
   ]
-  reveal: Callable[[ClientState, bytes, Ticket], np.ndarray]
+  reveal: Callable[..., np.ndarray]
 
 
 def make_client(
@@ -119,7 +122,7 @@ def make_client(
       send(compiled.protect_mask, state.mask, mask, kind, 'mask', message_id),
     )
 
-  def reveal(state, reply, ticket):
+  def reveal(state, reply, ticket, own=None):
     opened = channel.open(
       reply,
       direction='reply',
@@ -133,7 +136,7 @@ def make_client(
         f'reply: expected masks of {ticket.batch} images, found {opened.batch}'
       )
     return np.asarray(
-      compiled.reveal_mask(state.mask, opened.keys, opened.covered)
+      compiled.reveal_mask(state.mask, opened.keys, opened.covered, own)
     )
 
   return Client(protect, contribute, reveal)
@@ -144,7 +147,8 @@ class _Compiled(NamedTuple):
 
   protect_image: (variables, keys, image) -> what the channel covers.
   protect_mask: (variables, keys, mask) -> likewise.
-  reveal_mask: (variables, keys, covered) -> mask uint8 [B, H, W].
+  reveal_mask: (variables, keys, covered, own probabilities or None) -> mask
+    uint8 [B, H, W].
   """
 
   protect_image: Callable[..., Any]
@@ -170,10 +174,16 @@ def _compile(codec, image_model, mask_model, mask_latents) -> _Compiled:
     return codec.cover(keys, z)
 
   @jax.jit
-  def reveal_mask(variables, keys, covered):
+  def reveal_mask(variables, keys, covered, own):
     z = codec.uncover(keys, covered, dict(mask_latents))
-    logits = mask_model.apply(variables, z, train=False, method='decode')
-    return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+    classes = mask_model.apply(variables, z, train=False, method='decode')
+    if own is not None:
+      if own.shape != classes.shape:
+        raise ValueError(
+          f'own: expected probabilities {classes.shape}, found {own.shape}'
+        )
+      classes = jax.nn.softmax(classes) + own
+    return jnp.argmax(classes, axis=-1).astype(jnp.uint8)
 
   return _Compiled(protect_image, protect_mask, reveal_mask)
 

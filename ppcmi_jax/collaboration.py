@@ -42,12 +42,12 @@ class Connection(NamedTuple):
 
   Attributes:
     server: its functions.
-    ask: (client, image [B, H, W, C]) -> (mask uint8 [B, H, W], query bytes,
-      reply bytes), the whole journey.
+    ask: (client, image [B, H, W, C], own=None) -> (mask uint8 [B, H, W], query
+      bytes, reply bytes), the whole journey; `own` as `client.Client.reveal`.
   """
 
   server: server_lib.Server
-  ask: Callable[[str, Any], tuple[Any, bytes, bytes]]
+  ask: Callable[..., tuple[Any, bytes, bytes]]
 
 
 class Collaboration(NamedTuple):
@@ -57,6 +57,8 @@ class Collaboration(NamedTuple):
     data: of the run.
     predict: {client: image [B, H, W, C] -> mask uint8 [B, H, W]}, through the
       whole protected path with ppcmi_sf.
+    predict_fused: the same, fused with what the hospital itself says; of the
+      clients whose image autoencoder was trained to segment.
     hospitals: {client: Hospital}; empty for a baseline.
     networks: {name: (function, variables, inputs)}, what computes, with inputs
       of batch 1, for its costs.
@@ -70,6 +72,7 @@ class Collaboration(NamedTuple):
 
   data: hospital_data.Data
   predict: Mapping[str, Callable[[Any], Any]]
+  predict_fused: Mapping[str, Callable[[Any], Any]]
   hospitals: Mapping[str, hospitals.Hospital]
   networks: Mapping[str, tuple[Callable[..., Any], Any, tuple[Any, ...]]]
   latents: Mapping[str, Mapping[str, Any]]
@@ -176,7 +179,7 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
     networks = {
       config.method: (task.predict, variables, (data.sample()['image'],))
     }
-    return Collaboration(data, predict, {}, networks, {})
+    return Collaboration(data, predict, {}, {}, networks, {})
 
   autoencoders = learners.autoencoders(
     config, channels=data.channels, num_classes=data.num_classes
@@ -208,23 +211,35 @@ def restore(config: Any, path: str | pathlib.Path) -> Collaboration:
       latents=latents,
     )
 
-    def ask(name, image):
+    def ask(name, image, own=None):
       state = trained[name].state
       query, ticket = clients[name].protect(state, image)
       reply = server.respond(server_state, query)
-      return clients[name].reveal(state, reply, ticket), query, reply
+      mask = clients[name].reveal(state, reply, ticket, own)
+      return mask, query, reply
 
     return Connection(server, ask)
 
-  own = connect(config.wire_dtype)
+  connection = connect(config.wire_dtype)
+
+  def predict(name, image):
+    return connection.ask(name, image)[0]
+
+  def predict_fused(name, image):
+    own = trained[name].segment_alone(image)
+    return connection.ask(name, image, own)[0]
+
   return Collaboration(
     data,
-    {name: lambda image, name=name: own.ask(name, image)[0] for name in names},
+    {name: functools.partial(predict, name) for name in names},
+    {name: functools.partial(predict_fused, name) for name in names}
+    if autoencoders.segment_alone
+    else {},
     trained,
     _networks(autoencoders, task, pair, data, trained, server_state),
     latents,
     autoencoders,
-    own.server,
+    connection.server,
     server_state,
     connect,
     privacy_guarantee.Guarantee.read(workdir)

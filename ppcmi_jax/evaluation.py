@@ -35,9 +35,10 @@ def segmentation(config: Any, run: Run) -> dict[str, Any]:
 
   Returns:
     {client: {'scores', 'shape_prior'}}, and for a private method 'ceiling' and
-    'ceiling_train', the mask autoencoder on test and training masks, and
-    'alone', what the hospital's own image autoencoder says without the server,
-    where it was trained to; each as `evaluators.segmentation` returns.
+    'ceiling_train', the mask autoencoder on test and training masks; where the
+    hospital's own image autoencoder was trained to segment, 'alone', what it
+    says without the server, and 'fused', both together; each as
+    `evaluators.segmentation` returns.
   """
   result = {}
   options = {
@@ -52,14 +53,25 @@ def segmentation(config: Any, run: Run) -> dict[str, Any]:
     }
     if name in run.hospitals:
       rebuild = run.hospitals[name].reconstruct_mask
-      alone = run.hospitals[name].segment_alone
-      if alone:
-        result[name]['alone'] = evaluators.segmentation(alone, test, **options)
+      for key, predict in _with_own(run, name).items():
+        result[name][key] = evaluators.segmentation(predict, test, **options)
       for key, examples in (('ceiling', test), ('ceiling_train', train)):
         result[name][key] = evaluators.mask_reconstruction(
           rebuild, examples, **options
         )
   return result
+
+
+def _with_own(run, name):
+  """Returns what takes in what the hospital itself says of an image."""
+  if name not in run.predict_fused:
+    return {}
+  probabilities = run.hospitals[name].segment_alone
+
+  def alone(image):
+    return np.argmax(probabilities(image), axis=-1).astype(np.uint8)
+
+  return {'alone': alone, 'fused': run.predict_fused[name]}
 
 
 def official_scores(config: Any, run: Run) -> dict[str, Any]:
@@ -108,7 +120,8 @@ def query(config: Any, run: Run) -> dict[str, Any]:
 
   Returns:
     {client: {'latency', 'query_bytes', 'reply_bytes', 'image_bytes'}}; a
-    baseline has no messages.
+    baseline has no messages. Where the hospital can segment by itself,
+    'own_latency' of that, which need not wait for the server.
   """
   result = {}
   for name, parts in run.data.hospitals.items():
@@ -132,6 +145,9 @@ def query(config: Any, run: Run) -> dict[str, Any]:
     def reveal(reply, client=client, state=state):
       return client.reveal(state, *reply)
 
+    if name in run.predict_fused:
+      stages = [('own', run.hospitals[name].segment_alone)]
+      result[name]['own_latency'] = profiling.profile(stages, np.array(image))
     result[name] |= {
       'latency': profiling.profile(
         [('protect', protect), ('respond', respond), ('reveal', reveal)],

@@ -33,8 +33,9 @@ class Hospital(NamedTuple):
     state: its autoencoders' variables.
     channel: its end, with its keys.
     reconstruct_image, reconstruct_mask: its autoencoders' predicts.
-    segment_alone: image -> mask uint8, what it has without any server; None
-      where its image autoencoder was not trained to segment.
+    segment_alone: image -> float32 class probabilities [B, H, W, K], what it
+      has without any server; None where its image autoencoder was not trained
+      to segment.
   """
 
   client: client_lib.Client

@@ -65,8 +65,9 @@ class Learners(NamedTuple):
     image, mask: their trainers.
     image_task, mask_task: their tasks.
     latents: {modality: {scale: shape [1, h, w, C]}}.
-    segment_alone: (variables of the image autoencoder, image) -> mask, by its
-      own decoder; None where that tells no classes.
+    segment_alone: (variables of the image autoencoder, image) -> float32 class
+      probabilities [B, H, W, K], by its own decoder; None where that tells no
+      classes.
   """
 
   image_model: Any
@@ -137,7 +138,7 @@ def autoencoders(config: Any, *, channels: int, num_classes: int) -> Learners:
     logits = image_model.apply(
       variables, images.unit_image(image), train=False, method='segment'
     )
-    return jnp.argmax(logits, axis=-1).astype(jnp.uint8)
+    return jax.nn.softmax(logits)
 
   def latents(model, channels):
     x = jnp.zeros((1, config.image_size, config.image_size, channels))

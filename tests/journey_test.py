@@ -38,6 +38,26 @@ def test_protected_path_equals_the_unprotected_network(world):
   np.testing.assert_array_equal(mask[clear], np.argmax(expected, -1)[clear])
 
 
+def test_what_a_hospital_says_itself_is_half_of_the_answer(world):
+  image = world.images()
+  client, state = world.clients['north'], world.states['north']
+  logits = world.unprotected_logits('north', image)
+  own = jax.nn.softmax(jnp.roll(logits, 1, axis=1))
+  expected = jax.nn.softmax(logits) + own
+
+  def ask(own):
+    message, ticket = client.protect(state, image)
+    reply = world.server.respond(world.server_state, message)
+    return client.reveal(state, reply, ticket, own)
+
+  mask = ask(own)
+  clear = np.ptp(np.sort(expected, -1)[..., -2:], axis=-1) > 1e-3
+  np.testing.assert_array_equal(mask[clear], np.argmax(expected, -1)[clear])
+  assert np.any(mask != ask(None)) and np.any(mask != np.argmax(own, -1))
+  with pytest.raises(ValueError, match='own: expected probabilities'):
+    ask(own[..., :1])
+
+
 def test_what_crosses_does_not_look_like_latents(world):
   image = world.images()
   state = world.states['north']

@@ -180,7 +180,7 @@ def test_a_client_without_structures_is_in_no_mean(config):
         examples,
         class_names=('background', 'organ'),
       )
-      for name, by in (('scores', 1), ('alone', 0))
+      for name, by in (('scores', 1), ('alone', 0), ('fused', 1))
     }
 
   def row(**masks):
@@ -197,11 +197,12 @@ def test_a_client_without_structures_is_in_no_mean(config):
 
   full, none = row(a=truth), row(b=truth * 0)
   both = row(a=truth, b=truth * 0)
-  for name in ('Dice', 'HD95', 'ASD', 'alone', 'worst structure'):
+  for name in ('Dice', 'HD95', 'ASD', 'alone', 'fused', 'worst structure'):
     assert both[name] == full[name]
-  assert both['Dice'] == (1, 1, 1) and both['alone'] == 0
+  assert both['Dice'] == (1, 1, 1)
+  assert both['alone'] == 0 and both['fused'] == 1
   assert math.isnan(both['of b']) and tables.show(none['of b']) == '-'
-  for name in ('Dice', 'HD95', 'ASD', 'alone', 'worst structure'):
+  for name in ('Dice', 'HD95', 'ASD', 'alone', 'fused', 'worst structure'):
     assert tables.show(none[name]) == '-', name
 
 

@@ -81,6 +81,10 @@ def test_one_run_gives_tables_json_and_pictures(trained):
   for name in CLIENTS:
     scores = results['segmentation'][name]['scores']
     assert 0 <= scores['fetal head']['dice'] <= 1
+    for other in ('alone', 'fused'):
+      of_mean = results['segmentation'][name][other]['mean']
+      assert 0 <= of_mean['dice'] <= 1
+    assert results['query'][name]['own_latency']['own']['p50_ms'] > 0
     assert results['query'][name]['latency']['total']['p50_ms'] > 0
     # A message opened by its own client is what the client sees, but for the
     # rounding, which each message has of its own.

@@ -13,17 +13,20 @@ def query(
   """Returns the medians of a query, stage by stage, and its sizes."""
   rows = []
   stages = ('protect', 'respond', 'reveal') if run.hospitals else ()
+  has_own = all('own_latency' in parts for parts in result.values())
   for client, parts in result.items():
     latency = parts['latency']
     total = [latency['total'][f'p{p}_ms'] for p in (50, 90, 99)]
     sizes = [parts.get(k) for k in ('query_bytes', 'reply_bytes')]
     sizes = [*filter(None, sizes), parts['image_bytes']]
+    own = [f'{parts["own_latency"]["own"]["p50_ms"]:.1f}'] if has_own else []
     rows.append(
       [
         client,
         *(f'{latency[stage]["p50_ms"]:.1f}' for stage in stages),
         *(f'{value:.1f}' for value in total),
         *(f'{size / 1024:.1f}' for size in sizes),
+        *own,
       ]
     )
   sent = ['query KiB', 'reply KiB'] if run.hospitals else []
@@ -36,8 +39,12 @@ def query(
     'query',
     f'One query, batch 1{how}; medians in milliseconds.',
     ['client', *(f'{stage} ms' for stage in stages), 'total ms', 'p90 ms',
-     'p99 ms', *sent, 'raw image KiB'],
+     'p99 ms', *sent, 'raw image KiB', *has_own * ['own ms']],
     rows,
+    has_own * (
+      "own ms: the hospital's own mask, for the fused one; it need not wait "
+      'for the server, and is not in the total.'
+    ),
   )  # fmt: skip
 
 

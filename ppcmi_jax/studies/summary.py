@@ -37,18 +37,19 @@ def build(
     f'Study {name!r} on {config.dataset}, {config.image_size}x'
     f'{config.image_size}, test split.',
     ['variant', 'Dice', *(f'of {name}' for name in names), 'prior', 'alone',
-     'HD95', 'ASD', 'worst structure', 'parameters', 'GFLOP', 'ms', 'KiB sent',
-     'at most, steps x batch', 'minutes', 'leaves the hospital'],
+     'fused', 'HD95', 'ASD', 'worst structure', 'parameters', 'GFLOP', 'ms',
+     'KiB sent', 'at most, steps x batch', 'minutes', 'leaves the hospital'],
     rows,
     'Dice, HD95, ASD: mean over the structures, then over the clients that '
     'have any, with a 95 % bootstrap interval over\nsubjects where there are '
     'two or more of each client; they say nothing of another training run. '
     'prior: Dice of the\nbest constant mask. alone: Dice of what the image '
-    'autoencoder tells without the server. worst structure: lowest Dice\nof a '
-    'client and structure. parameters, GFLOP: of a query. ms: median of a '
-    'query of batch 1. KiB sent: of a query,\none way. at most, steps x batch: '
-    'of the image and the mask autoencoder of each client, and of the mapping '
-    'network; or of the\nbaseline; fewer where a training stopped early. '
+    'autoencoder tells without the server; fused: of that\nand the reply '
+    'together, which a client can have. worst structure: lowest Dice of a '
+    'client and structure. parameters,\nGFLOP: of a query. ms: median of a '
+    'query of batch 1. KiB sent: of a query, one way. at most, steps x batch: '
+    'of the image\nand the mask autoencoder of each client, and of the mapping '
+    'network; or of the baseline; fewer where a training stopped\nearly. '
     'minutes: of wall clock, of its trainings, less what was copied from an '
     'earlier variant.'
     + any('epsilon' in results for results in done.values())
@@ -96,7 +97,9 @@ def _row(variant, config, results, names) -> list[Any]:
       else math.nan
       for name in names
     ),
-    *(_reference(segmentation, key) for key in ('shape_prior', 'alone')),
+    *(
+      _reference(segmentation, key) for key in ('shape_prior', 'alone', 'fused')
+    ),
     means['hd95_mm'],
     means['asd_mm'],
     worst and f'{worst[0]:.3f} ({worst[1]})',
