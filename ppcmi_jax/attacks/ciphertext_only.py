@@ -21,9 +21,10 @@ mean maps matched by their distances, or from principal components signed by
 their skewness, places positions where they are likeliest (`places`), and fits
 the rotation anew in that order, in turn, until the order settles. Scales are
 opened from coarse to fine; where one has settled, the next is tried with what
-that foretells of it, too, and the likelier fit counts. Where no order settles,
-as with few messages, channels of facets are named by their distributions, and
-the order is right only in part.
+that foretells of it, too, and the likelier fit counts. Channels of
+facets are named by the rotation, or by their distributions, whichever is
+likelier. Where no order settles, as with few messages, it is right only in
+part.
 
 Axes: N messages, M public latents, P positions, C channels, F found ones.
 """
@@ -152,7 +153,7 @@ def learn(public: alignment.Latents) -> dict[str, Known]:
     if coarser is not None:
       foretell = places_lib.foretelling(public[name], public[coarser])
     known[name] = Known(
-      np.asarray(public[name]),
+      z.reshape(np.shape(public[name])),
       places_lib.of_public(z),
       foretell,
       functools.cache(functools.partial(_spread, z.reshape(-1, z.shape[-1]))),
@@ -177,7 +178,7 @@ def fit(
 
   Args:
     observed: {name: float [N, h, w, C]}.
-    known: of `learn`, of the same scales of the same encoder.
+    known: of `learn`, of the same scales of the same encoder, coarse to fine.
     permuted: whether positions may have been permuted.
     tolerance, max_programs, seed: of `facets.find`; max_programs=0 does
       without facets.
@@ -226,6 +227,7 @@ def _fit_scale(w, known, foretold, permuted, num_programmed, options):
     _transport, rows=rows, values=known.spread(len(rows))
   )
   attempt = functools.partial(_try, w, transport, permuted)
+  placed = functools.partial(_placed, w=w, permuted=permuted)
   expected, mean = known.places.mean[0], w.mean(axis=0)
   if permuted:
     place = alignment.match(*map(alignment.profiles, (expected, mean)))
@@ -235,46 +237,60 @@ def _fit_scale(w, known, foretold, permuted, num_programmed, options):
     ]
   else:
     starts = [_pose(expected, mean)]
-  tries = [attempt(transport(start), known.places) for start in starts]
+  # In order, the mean maps give no other start than the one at hand.
+  rounds = _ROUNDS * permuted
+  tries = [attempt(transport(one), known.places, rounds) for one in starts]
   if foretold is not None:
-    tries += [attempt(one.fit, foretold) for one in tries]
+    tries += [attempt(one.fit, foretold, rounds or 1) for one in tries]
   best = max(tries, key=lambda one: one.score)
   # Where positions are in order the estimate says where to look.
   guesses = best.fit.rotation if best.settled else None
   found = facets.find(programmed, starts=guesses, **options)
-  fit = best.fit
+  fits = [best.fit]
   if found.ties.size:
     exact = rows @ found.directions - found.offsets
-    if best.settled:
-      names = alignment.assign(found.directions.T @ fit.rotation)
-    else:
-      quantiles = known.spread(_QUANTILES), _spread(exact, _QUANTILES)
-      names = alignment.match(*(one.T for one in quantiles))
-    fixed = np.zeros((size, size))
-    fixed[:, names] = found.directions
-    fit = transport(fit, fixed=fixed)
-    fit.latent_mean[names] = exact.mean(axis=0)
-  order, _ = _placed(fit, w, best.places, permuted)
+    quantiles = known.spread(_QUANTILES), _spread(exact, _QUANTILES)
+    fits = [
+      _with_facets(best.fit, transport, names, found.directions, exact)
+      for names in (
+        alignment.assign(found.directions.T @ best.fit.rotation),
+        alignment.match(*(one.T for one in quantiles)),
+      )
+    ]
+  ends = [(fit, *placed(fit, places=best.places)) for fit in fits]
+  fit, order, _ = max(ends, key=lambda end: end[-1])
   return fit._replace(order=order), best.settled
 
 
-def _try(w, transport, permuted, start, places):
+def _with_facets(fit, transport, names, directions, exact):
+  """Holds channels of known names to the directions of their facets."""
+  fixed = np.zeros_like(fit.rotation)
+  fixed[:, names] = directions
+  fit = transport(fit, fixed=fixed)
+  fit.latent_mean[names] = exact.mean(axis=0)
+  return fit
+
+
+def _try(w, transport, permuted, start, places, rounds):
   """Lets the order of positions and the rotation improve each other."""
   order, best_score = _placed(start, w, places, permuted)
-  best, moved = start, len(order) * permuted
+  best, moved = start, None
   # All messages where each has its own, and otherwise their mean.
   each = w if len(places.mean) > 1 else w.mean(axis=0, keepdims=True)
-  for _ in range(_ROUNDS if permuted else 1):
+  for _ in range(rounds):
     pairs = places.mean[:, order], each
     fit = transport(_pose(*(x.reshape(-1, x.shape[-1]) for x in pairs)))
     again, score = _placed(fit, w, places, permuted)
     changed = np.sum(again != order)
+    if moved is None:
+      moved = changed  # from the start
     if score > best_score:
       best, best_score, moved = fit, score, changed
     if not changed:
       break
     order = again
-  return Try(best, best_score, moved <= _SETTLED * len(order), places)
+  settled = not permuted or moved <= _SETTLED * len(order)
+  return Try(best, best_score, settled, places)
 
 
 def _placed(fit, w, places, permuted):

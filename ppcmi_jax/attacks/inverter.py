@@ -13,7 +13,7 @@ image 20.15), short training:
 
   pairs                         1      20     200
   plain latents                 23.18  25.95  26.48
-  rotation, order and shift                   24.79
+  rotation, order and shift                   24.79  (by likeness alone, below)
   uniform words                               20.15
 
 A constant order of positions (`keyed.permutation`) would blind convolutions,

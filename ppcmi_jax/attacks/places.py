@@ -44,7 +44,8 @@ def foretelling(
   """Learns to foretell a scale from the next coarser one.
 
   A ridge regression for each place, from all channels of the coarser scale
-  there; the penalty, one for all, is that of the least left-out error.
+  there; the penalty, one for all, is that of the least left-out error. Images
+  are left out one by one, so that copies of each other make it too small.
 
   Args:
     public: float [M, h, w, C].
@@ -76,7 +77,7 @@ def foretelling(
     leverage = np.sum(turned**2 * shrunk[:, None], axis=2) + 1 / x.shape[1]
     weights = shrunk[:, :, None] * product
     error = y - turned @ weights
-    error /= np.maximum(1 - leverage, 1e-3)[..., None]
+    error /= np.maximum(1 - leverage, 1e-9)[..., None]
     left_out = np.mean(error**2, axis=1)
     if left_out.sum() < variance.sum():
       variance, slope = left_out, vectors @ weights

@@ -137,9 +137,12 @@ def _segmentation(config, run, result):
     if 'alone' in next(iter(result.values())):
       notes += (
         '\nalone: Dice of the masks that its own image autoencoder tells, '
-        'without server and other hospitals. fused:\nby the mean of the class '
-        'probabilities of that and of the reply, which a client can take by '
-        'itself.'
+        'without server and other hospitals.'
+      )
+    if 'fused' in next(iter(result.values())):
+      notes += (
+        ' fused:\nby the mean of the class probabilities of that and of the '
+        'reply, which a client can take by itself.'
       )
     for client, parts in result.items():
       weak = hospitals.weak_classes(run.data, client, parts['ceiling_train'])
