@@ -21,10 +21,9 @@ mean maps matched by their distances, or from principal components signed by
 their skewness, places positions where they are likeliest (`places`), and fits
 the rotation anew in that order, in turn, until the order settles. Scales are
 opened from coarse to fine; where one has settled, the next is tried with what
-that foretells of it, too, and the likelier fit counts. Channels of
-facets are named by the rotation, or by their distributions, whichever is
-likelier. Where no order settles, as with few messages, it is right only in
-part.
+that foretells of it, too, and the likelier fit counts. Channels of facets are
+named by the rotation, or by their distributions, whichever is likelier. Where
+no order settles, as with few messages, it is right only in part.
 
 Axes: N messages, M public latents, P positions, C channels, F found ones.
 """
@@ -127,9 +126,9 @@ class Try(NamedTuple):
   """One estimate of a scale's transform.
 
   Attributes:
-    fit: without an order yet.
-    score: log-likelihood of all messages in the likeliest order.
-    settled: whether that order can be relied on.
+    fit: in the likeliest order.
+    score: log-likelihood of all messages.
+    settled: whether the order can be relied on.
     places: what the messages were compared with.
   """
 
@@ -227,7 +226,6 @@ def _fit_scale(w, known, foretold, permuted, num_programmed, options):
     _transport, rows=rows, values=known.spread(len(rows))
   )
   attempt = functools.partial(_try, w, transport, permuted)
-  placed = functools.partial(_placed, w=w, permuted=permuted)
   expected, mean = known.places.mean[0], w.mean(axis=0)
   if permuted:
     place = alignment.match(*map(alignment.profiles, (expected, mean)))
@@ -246,18 +244,18 @@ def _fit_scale(w, known, foretold, permuted, num_programmed, options):
   # Where positions are in order the estimate says where to look.
   guesses = best.fit.rotation if best.settled else None
   found = facets.find(programmed, starts=guesses, **options)
-  fits = [best.fit]
-  if found.ties.size:
-    exact = rows @ found.directions - found.offsets
-    quantiles = known.spread(_QUANTILES), _spread(exact, _QUANTILES)
-    fits = [
-      _with_facets(best.fit, transport, names, found.directions, exact)
-      for names in (
-        alignment.assign(found.directions.T @ best.fit.rotation),
-        alignment.match(*(one.T for one in quantiles)),
-      )
-    ]
-  ends = [(fit, *placed(fit, places=best.places)) for fit in fits]
+  if not found.ties.size:
+    return best.fit, best.settled
+  exact = rows @ found.directions - found.offsets
+  quantiles = known.spread(_QUANTILES), _spread(exact, _QUANTILES)
+  fits = [
+    _with_facets(best.fit, transport, names, found.directions, exact)
+    for names in (
+      alignment.assign(found.directions.T @ best.fit.rotation),
+      alignment.match(*(one.T for one in quantiles)),
+    )
+  ]
+  ends = [(fit, *_placed(fit, w, best.places, permuted)) for fit in fits]
   fit, order, _ = max(ends, key=lambda end: end[-1])
   return fit._replace(order=order), best.settled
 
@@ -274,7 +272,7 @@ def _with_facets(fit, transport, names, directions, exact):
 def _try(w, transport, permuted, start, places, rounds):
   """Lets the order of positions and the rotation improve each other."""
   order, best_score = _placed(start, w, places, permuted)
-  best, moved = start, None
+  best, moved = start._replace(order=order), None
   # All messages where each has its own, and otherwise their mean.
   each = w if len(places.mean) > 1 else w.mean(axis=0, keepdims=True)
   for _ in range(rounds):
@@ -285,7 +283,7 @@ def _try(w, transport, permuted, start, places, rounds):
     if moved is None:
       moved = changed  # from the start
     if score > best_score:
-      best, best_score, moved = fit, score, changed
+      best, best_score, moved = fit._replace(order=again), score, changed
     if not changed:
       break
     order = again
